@@ -1,0 +1,1 @@
+"""One reader per label format, each yielding Records."""

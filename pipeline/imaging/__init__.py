@@ -1,0 +1,1 @@
+"""Decoding, geometry, masks and drawing, shared by training and serving."""

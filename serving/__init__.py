@@ -1,0 +1,1 @@
+"""Bytes in, answers out: the inference side, without lightning."""

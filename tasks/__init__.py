@@ -1,0 +1,1 @@
+"""A task: a head, its loss, its metrics and its LightningModule."""

@@ -1,0 +1,1 @@
+"""YOLO-style detection: head, assignment, loss and decoding."""

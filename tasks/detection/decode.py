@@ -1,0 +1,83 @@
+"""From raw detection outputs to final boxes: anchor points, distances to boxes, top-k, and NMS where asked for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BoxPrediction(NamedTuple):
+    """Boxes float32 (B, K, 4) xyxy in input pixels, scores float32 (B, K) descending, classes int64 (B, K).
+
+    K is fixed; rows that hold nothing have score 0.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+def anchor_points(shapes: list[tuple[int, int]], strides: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cell centres (A, 2) in pixels, x before y, and each one's stride (A,), level by level, rows first."""
+    points, sizes = [], []
+    for (height, width), stride in zip(shapes, strides, strict=True):
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        points.append(torch.stack([grid_x, grid_y], -1).reshape(-1, 2))
+        sizes.append(torch.full((height * width,), float(stride), device=device))
+    return torch.cat(points), torch.cat(sizes)
+
+
+def expected_distances(logits: Tensor) -> Tensor:
+    """Mean of the distribution over bins: logits (..., 4, R) to distances (..., 4) in strides."""
+    bins = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
+    return logits.float().softmax(-1) @ bins
+
+
+def distances_to_boxes(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Left, top, right, bottom distances (..., A, 4) in strides to xyxy (..., A, 4) in pixels."""
+    pixels = distances * strides[:, None]
+    return torch.cat([points - pixels[..., :2], points + pixels[..., 2:]], -1)
+
+
+def boxes_to_distances(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Inverse of `distances_to_boxes` for xyxy (N, 4), points (N, 2) and strides (N,)."""
+    return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], 1) / strides[:, None]
+
+
+def top_boxes(boxes: Tensor, scores: Tensor, count: int) -> BoxPrediction:
+    """The `count` best (point, class) pairs per image, without suppression.
+
+    Boxes (B, A, 4) and probabilities (B, A, C); K = min(count, A * C).
+    """
+    classes = scores.shape[2]
+    anchors = min(count, scores.shape[1])
+    # First the best points, then the best pairs among them: the same answer, far fewer numbers to sort.
+    best_points = scores.amax(2).topk(anchors, dim=1).indices
+    scores = scores.gather(1, best_points[..., None].expand(-1, -1, classes))
+    boxes = boxes.gather(1, best_points[..., None].expand(-1, -1, 4))
+    values, pairs = scores.flatten(1).topk(min(count, anchors * classes), dim=1)
+    rows = torch.div(pairs, classes, rounding_mode="floor")
+    return BoxPrediction(boxes.gather(1, rows[..., None].expand(-1, -1, 4)), values, pairs % classes)
+
+
+def suppress(prediction: BoxPrediction, threshold: float) -> BoxPrediction:
+    """Per-class non-maximum suppression of a batch in one call; suppressed rows get score 0 and go last.
+
+    Boxes of unlike images or classes are moved far apart, so one pass over all of them serves (and exports with a
+    dynamic batch).
+    """
+    from torchvision.ops import nms
+
+    boxes, scores, classes = prediction
+    batch, count = scores.shape
+    span = boxes.detach().amax() - boxes.detach().amin() + 1
+    group = torch.arange(batch, device=boxes.device)[:, None] * (classes.max() + 1) + classes
+    moved = (boxes - boxes.detach().amin() + (group * span)[..., None]).reshape(-1, 4)
+    keep = nms(moved.float(), scores.reshape(-1).float(), threshold)
+    alive = torch.zeros(batch * count, device=scores.device, dtype=scores.dtype).index_fill(0, keep, 1.0)
+    values, order = (scores * alive.reshape(batch, count)).sort(dim=1, descending=True)
+    return BoxPrediction(boxes.gather(1, order[..., None].expand(-1, -1, 4)), values, classes.gather(1, order))

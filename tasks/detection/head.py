@@ -1,0 +1,185 @@
+"""The detection head: feature pyramid, decoupled anchor-free branches, one-to-many and one-to-one."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbones.build import STRIDES
+from pipeline.errors import ConfigError
+from pipeline.labels import LabelSpace
+from pipeline.necks import ConvNormAct, PathAggregation
+from pipeline.records import BoxTarget
+from tasks.detection.assignment import assign
+from tasks.detection.decode import (
+    BoxPrediction,
+    anchor_points,
+    boxes_to_distances,
+    distances_to_boxes,
+    expected_distances,
+    suppress,
+    top_boxes,
+)
+from tasks.detection.loss import complete_iou, distribution_focal_loss
+from tasks.detection.metrics import BoxMetrics
+from tasks.head import Head, Losses, register
+
+
+class BranchOutput(NamedTuple):
+    """Class logits float32 (B, A, C) and side logits float32 (B, A, 4, R) of all anchor points."""
+
+    logits: Tensor
+    sides: Tensor
+
+
+class RawBoxes(NamedTuple):
+    """Both branches' outputs (`many` is None at inference without NMS, `one` with it), anchor points and strides."""
+
+    many: BranchOutput | None
+    one: BranchOutput | None
+    points: Tensor
+    strides: Tensor
+
+
+class Branch(nn.Module):
+    """Decoupled class and box towers over the pyramid's levels (Ge et al. 2021, YOLOX; Li et al. 2020, GFL)."""
+
+    def __init__(self, levels: int, width: int, classes: int, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+        self.class_tower = nn.ModuleList(self._tower(width, classes, -math.log(99)) for _ in range(levels))
+        self.side_tower = nn.ModuleList(self._tower(width, 4 * bins, 0.0) for _ in range(levels))
+
+    @staticmethod
+    def _tower(width: int, out: int, bias: float) -> nn.Sequential:
+        last = nn.Conv2d(width, out, 1)
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.constant_(last.bias, bias)  # type: ignore[arg-type]  # a Conv2d has a bias unless told otherwise
+        return nn.Sequential(ConvNormAct(width, width), last)
+
+    def forward(self, maps: list[Tensor]) -> BranchOutput:
+        """Maps (B, width, H_i, W_i) to the outputs of all points, level by level."""
+        logits = [tower(m).flatten(2).transpose(1, 2) for tower, m in zip(self.class_tower, maps, strict=True)]
+        sides = [tower(m).flatten(2).transpose(1, 2) for tower, m in zip(self.side_tower, maps, strict=True)]
+        joined = torch.cat(sides, 1).float()
+        return BranchOutput(torch.cat(logits, 1).float(), joined.reshape(joined.shape[0], -1, 4, self.bins))
+
+
+@register("detection")
+class DetectionHead(Head):
+    """YOLO-style boxes without NMS: dual assignment as in YOLOv10 (Wang et al. 2024, https://arxiv.org/abs/2405.14458).
+
+    Args:
+        space: the boxes' classes.
+        channels: the backbone's channels at strides 2 to 32.
+        strides: the pyramid's strides; add 4 for small objects.
+        width: channels of pyramid and branches.
+        bins: bins of each side's distance; boxes reach (bins - 1) strides from their point.
+        max_boxes: boxes per image in the answer (K).
+        nms: answer by the one-to-many branch and NMS inside instead of the one-to-one branch.
+        nms_iou: IoU above which NMS suppresses.
+        topk: points a box trains in the one-to-many branch.
+        box_weight: weight of the CIoU loss.
+        class_weight: weight of the classification loss.
+        dfl_weight: weight of the distribution focal loss.
+    """
+
+    kind = "boxes"
+    main_metric = "AP"
+
+    def __init__(
+        self,
+        space: LabelSpace,
+        channels: tuple[int, ...],
+        strides: list[int] | None = None,
+        width: int = 96,
+        bins: int = 16,
+        max_boxes: int = 100,
+        nms: bool = False,
+        nms_iou: float = 0.65,
+        topk: int = 10,
+        box_weight: float = 7.5,
+        class_weight: float = 0.5,
+        dfl_weight: float = 1.5,
+    ) -> None:
+        super().__init__(space)
+        self.strides = strides or [8, 16, 32]
+        picked = [STRIDES.index(stride) for stride in self.strides if stride in STRIDES]
+        if len(picked) != len(self.strides) or picked != list(range(picked[0], picked[0] + len(picked))):
+            raise ConfigError(f"strides {self.strides} must be consecutive ones of {list(STRIDES)}, fine to coarse")
+        self.picked, self.max_boxes = picked, max_boxes
+        self.nms, self.nms_iou, self.topk = nms, nms_iou, topk
+        self.gains = {"box": box_weight, "class": class_weight, "dfl": dfl_weight}
+        self.neck = PathAggregation([channels[i] for i in picked], width)
+        self.many = Branch(len(picked), width, len(space.names), bins)
+        self.one = Branch(len(picked), width, len(space.names), bins)
+
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> RawBoxes:  # noqa: ARG002  # the size is other heads' need
+        """Raw outputs of both branches; at inference only of the one that answers."""
+        maps = self.neck([features[i] for i in self.picked])
+        shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        points, strides = anchor_points(shapes, self.strides, maps[0].device)
+        many = self.many(maps) if self.training or self.nms else None
+        # The one-to-one branch learns from features it does not shape.
+        one = self.one([m.detach() for m in maps]) if self.training or not self.nms else None
+        return RawBoxes(many, one, points, strides)
+
+    def loss(self, raw: RawBoxes, target: BoxTarget) -> Losses:
+        """`class`, `box`, `dfl` of the one-to-many branch and the same of the one-to-one branch, as `one_...`."""
+        out: Losses = {}
+        for prefix, branch, topk in (("", raw.many, self.topk), ("one_", raw.one, 1)):
+            if branch is not None:
+                terms = self._branch_loss(branch, raw.points, raw.strides, target, topk)
+                out |= {prefix + name: value for name, value in terms.items()}
+        return out
+
+    def _branch_loss(
+        self, branch: BranchOutput, points: Tensor, strides: Tensor, target: BoxTarget, topk: int
+    ) -> Losses:
+        logits, sides = branch.logits[target.present], branch.sides[target.present]
+        boxes = distances_to_boxes(expected_distances(sides), points, strides)
+        wanted = target.xyxy[target.present]
+        # Crowd regions are neither objects nor background.
+        classes = target.classes[target.present].masked_fill(target.crowd[target.present], -1)
+        with torch.no_grad():
+            given = assign(logits.sigmoid(), boxes, points, strides, wanted, classes, topk)
+        norm = given.scores.sum().clamp(min=1)
+        loss = F.binary_cross_entropy_with_logits(logits, given.scores, reduction="none")
+        crowded = _inside_crowd(points, wanted, target.crowd[target.present]) & ~given.taken
+        class_loss = (loss * ~crowded[..., None]).sum() / norm
+        weight = given.scores.sum(2)[given.taken]
+        side_logits, aim = sides[given.taken], given.boxes[given.taken]
+        at = given.taken.nonzero()[:, 1]
+        box_loss = ((1 - complete_iou(boxes[given.taken], aim)) * weight).sum() / norm
+        distances = boxes_to_distances(aim, points[at], strides[at])
+        dfl = (distribution_focal_loss(side_logits, distances) * weight).sum() / norm
+        return {
+            "class": class_loss * self.gains["class"],
+            "box": box_loss * self.gains["box"],
+            "dfl": dfl * self.gains["dfl"],
+        }
+
+    def decode(self, raw: RawBoxes) -> BoxPrediction:
+        """The `max_boxes` best boxes of each image."""
+        branch = raw.many if self.nms else raw.one
+        assert branch is not None
+        boxes = distances_to_boxes(expected_distances(branch.sides), raw.points, raw.strides)
+        if not self.nms:
+            return top_boxes(boxes, branch.logits.sigmoid(), self.max_boxes)
+        wide = suppress(top_boxes(boxes, branch.logits.sigmoid(), 3 * self.max_boxes), self.nms_iou)
+        return BoxPrediction(*(column[:, : self.max_boxes] for column in wide))
+
+    def metrics(self) -> BoxMetrics:
+        """COCO's AP and its kin."""
+        return BoxMetrics(self.space)
+
+
+def _inside_crowd(points: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
+    """Bool (B, A): the point lies in a crowd region; boxes (B, M, 4), crowd (B, M)."""
+    low, high = points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points
+    inside = torch.cat([low, high], -1).amin(-1) > 0
+    return (inside & crowd[:, :, None]).any(1)

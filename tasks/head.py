@@ -1,0 +1,127 @@
+"""What every head offers: raw outputs, loss, final predictions, metrics; and the registry of head kinds."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from pipeline.backbones.build import Backbone
+from pipeline.errors import ConfigError, nearest
+from pipeline.imaging.geometry import Letterbox
+from pipeline.labels import LabelSpace
+from pipeline.records import Target
+
+Losses = dict[str, Tensor]
+
+
+class HeadMetrics(Protocol):
+    """What a head measures over a whole split."""
+
+    def update(self, prediction: Any, target: Any, frames: list[Letterbox | None]) -> None:
+        """Adds a batch; images without a label for the head do not count."""
+
+    def compute(self) -> dict[str, float]:
+        """Named figures, stable over versions; NaN where nothing was labelled."""
+
+    def curves(self) -> dict[str, Any]:
+        """Tables and curves as plain values (confusion matrix, precision over recall, reliability)."""
+
+    def reset(self) -> None:
+        """Forgets everything."""
+
+
+class Head(nn.Module, ABC):
+    """One task on the shared feature maps.
+
+    Attributes:
+        kind: the LabelSpace kind it answers.
+        main_metric: the figure that stands for the head in `val/score`; larger is better.
+        space: what its classes mean.
+    """
+
+    kind: ClassVar[str]
+    main_metric: ClassVar[str]
+
+    def __init__(self, space: LabelSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    @abstractmethod
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Any:
+        """Five maps at strides 2 to 32 of an input of `size` (height, width) to raw outputs."""
+
+    @abstractmethod
+    def loss(self, raw: Any, target: Any) -> Losses:
+        """Named scalar losses, float32, averaged over the labelled images of the batch (at least one is)."""
+
+    @abstractmethod
+    def decode(self, raw: Any) -> Any:
+        """Final predictions as a NamedTuple of fixed-shape tensors, for metrics and the exported graph alike."""
+
+    @abstractmethod
+    def metrics(self) -> HeadMetrics:
+        """A fresh set of metrics."""
+
+
+HeadFactory = Callable[..., Head]
+HEADS: dict[str, HeadFactory] = {}
+"""Head kinds by the name a config gives: one entry for each file that offers a head."""
+
+DEFAULT_KIND = {
+    "classes": "classification",
+    "multilabel": "classification",
+    "boxes": "detection",
+    "mask": "segmentation",
+}
+
+
+def register(name: str) -> Callable[[type[Head]], type[Head]]:
+    """Makes a Head class known to configs by name."""
+
+    def add(head: type[Head]) -> type[Head]:
+        HEADS[name] = head
+        return head
+
+    return add
+
+
+def build_head(name: str, options: dict[str, Any], space: LabelSpace, backbone: Backbone) -> Head:
+    """A head from its config entry; `options` are its kind's constructor arguments, and `kind` itself.
+
+    Raises:
+        ConfigError: an unknown kind or option, a kind that does not fit the labels, or a value of the wrong type.
+    """
+    options = dict(options)
+    kind = str(options.pop("kind", DEFAULT_KIND[space.kind]))
+    if kind not in HEADS:
+        raise ConfigError(f"head {name!r}: unknown kind {kind!r}{nearest(kind, HEADS)}")
+    factory = HEADS[kind]
+    if DEFAULT_KIND[space.kind] != kind and DEFAULT_KIND.get(getattr(factory, "kind", "")) != DEFAULT_KIND[space.kind]:
+        raise ConfigError(f"head {name!r} is of kind {kind!r}, but the data's field {name!r} holds {space.kind}")
+    known = [key for key in inspect.signature(factory).parameters if key not in {"space", "channels"}]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"head {name!r} ({kind}): unknown option {key!r}{nearest(key, known)}")
+    return factory(space=space, channels=backbone.channels, **_typed(name, factory, options))
+
+
+def _typed(name: str, factory: HeadFactory, options: dict[str, Any]) -> dict[str, Any]:
+    """The options checked against, and turned into, the types of the head's constructor."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(factory, skip={"space", "channels"}, fail_untyped=False)
+    try:
+        checked = parser.parse_object(options)
+    except ArgumentError as error:
+        raise ConfigError(f"head {name!r}: {' '.join(str(error).split())}") from error
+    return dict(checked.as_dict())
+
+
+def labelled(target: Target) -> bool:
+    """Whether any image of the batch is labelled for the head."""
+    return bool(target.present.any())

@@ -1,0 +1,318 @@
+"""VisionModule: backbone, heads and balancing under Lightning; the only training_step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn, optim
+
+from pipeline.balancing import GradientAggregation, build_balancer, flatten_gradients
+from pipeline.errors import CheckpointError, ConfigError, NonFiniteLossError
+from pipeline.labels import LabelSpace
+from pipeline.records import Batch
+from tasks.head import HeadMetrics, Losses, labelled
+from tasks.network import build_network, select_heads
+from tasks.optim import build_optimizer, parameter_groups, warmup_cosine
+
+
+class VisionModule(L.LightningModule):
+    """Trains any number of heads on one backbone.
+
+    Args:
+        backbone: name of the shared network, e.g. `resnet18`, `tu-<timm model>`, `torchvision/<model>`.
+        in_channels: channels of the images.
+        weights: None, a local file, or the hub's name of a weight set (`imagenet`).
+        heads: options by label field or by kind of head; none = a head for every label field of the data.
+        spaces: label fields, filled from the data.
+        balancing: how the losses become one: `fixed`, `uncertainty`, `dwa`, an aggregator of torchjd, or a mapping
+            with `kind` and its options.
+        optimizer: `adamw`, or `sgd` with Nesterov momentum.
+        lr: learning rate at the end of warm-up.
+        momentum: SGD's momentum, or AdamW's first beta.
+        weight_decay: decoupled decay of weights, not of norms and biases.
+        schedule: `cosine`, `plateau` (on `val/score`) or `constant`.
+        warmup: share of all steps spent in warm-up, 0 to 1.
+        final_lr: where the cosine ends, as a factor of `lr`.
+        backbone_lr_factor: the backbone's learning rate as a factor of `lr`.
+        l1: L1 penalty on the weights.
+        l2: L2 penalty on the weights, added to the loss.
+        channels_last: keep images and weights with channels innermost; faster with bf16 and on GPUs.
+        compile: compile the network by torch.compile.
+        log_gradients_every: steps between measurements of each head's gradient norm and cosine; 0 = never.
+        seed: seeds what is random inside the network (dropout), step by step.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("classes", "multilabel", "boxes", "mask")
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        in_channels: int = 3,
+        weights: str | None = None,
+        heads: dict[str, dict[str, Any] | None] | None = None,
+        spaces: dict[str, dict[str, Any]] | None = None,
+        balancing: str | dict[str, Any] = "fixed",
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.05,
+        schedule: Literal["cosine", "plateau", "constant"] = "cosine",
+        warmup: float = 0.05,
+        final_lr: float = 0.01,
+        backbone_lr_factor: float = 1.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002  # the field's name for it
+        log_gradients_every: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not spaces:
+            raise ConfigError("the network needs the data's label fields: give `data.root`, or `spaces`")
+        self.settings = {
+            key: value
+            for key, value in locals().items()
+            if key not in {"self", "__class__"} and not key.startswith("_")
+        }
+        self.spaces = {name: LabelSpace.from_dict(plain) for name, plain in spaces.items()}
+        chosen = select_heads(heads, self.spaces, self.kinds)
+        self.network = build_network(backbone, in_channels, weights, chosen, self.spaces)
+        self.balancer = build_balancer(balancing, list(chosen))
+        self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
+        self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
+        self.backbone_lr_factor, self.l1, self.l2 = backbone_lr_factor, l1, l2
+        self.channels_last, self.log_gradients_every, self.seed = channels_last, log_gradients_every, seed
+        self.metrics: dict[str, HeadMetrics] = {
+            name: head.metrics() for name, head in self.network.named_heads().items()
+        }
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._head_losses: dict[str, Tensor] = {}
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile()
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """Pixels uint8 (B, C, H, W) to each head's raw outputs."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        raw: dict[str, Any] = self.network(images)
+        return raw
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuses what cannot work together."""
+        if stage == "fit" and self.balancer.aggregates and self.trainer.world_size > 1:
+            raise ConfigError("balancing by gradients runs in one process; take 'uncertainty' or 'dwa', or devices: 1")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Seeds the step, so that a resumed run draws what an unbroken one would have drawn."""
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The balanced loss of the heads that are labelled in the batch."""
+        raw = self(batch.images)
+        terms = self._losses(raw, batch)
+        self._head_losses = {name: torch.stack(list(parts.values())).sum() for name, parts in terms.items()}
+        self._require_finite(self._head_losses, batch)
+        self._measure_gradients(self._head_losses)
+        loss = self.balancer.combine(self._head_losses) if terms else batch.images.new_zeros((), dtype=torch.float32)
+        loss = loss + self._penalty() + self._touch(raw, set(terms))
+        self._account("loss", loss)
+        for name, parts in terms.items():
+            self._account(f"{name}/loss", self._head_losses[name])
+            for part, value in parts.items():
+                self._account(f"{name}/{part}", value)
+        self.log("train/loss_step", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """One backward pass, or one per head whose gradients are then aggregated."""
+        if not isinstance(self.balancer, GradientAggregation) or not self._head_losses:
+            super().backward(loss, *args, **kwargs)
+            return
+        # The trainer may have scaled the loss (accumulated batches, float16); the heads' losses follow.
+        own = {name: list(head.parameters()) for name, head in self.network.named_heads().items()}
+        factor = 1 / self.trainer.accumulate_grad_batches
+        losses = {name: value * factor for name, value in self._head_losses.items()}
+        self.balancer.backward(losses, list(self.network.backbone.parameters()), own)
+
+    def _losses(self, raw: dict[str, Any], batch: Batch) -> dict[str, Losses]:
+        """Every labelled head's named losses, computed in float32."""
+        out = {}
+        with torch.autocast(self.device.type, enabled=False):
+            for name, head in self.network.named_heads().items():
+                target = batch.targets.get(name)
+                if target is not None and labelled(target):
+                    out[name] = head.loss(raw[name], target)
+        return out
+
+    def _require_finite(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        if not losses or torch.isfinite(torch.stack(list(losses.values())).detach()).all():
+            return
+        broken = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
+        raise NonFiniteLossError(
+            f"the loss of head {', '.join(map(repr, broken))} became NaN or infinite at step {self.global_step};"
+            f" batch files: {', '.join(batch.names)}. Lower model.lr, or set trainer.gradient_clip_val"
+        )
+
+    def _penalty(self) -> Tensor | float:
+        if self.l1 == 0 and self.l2 == 0:
+            return 0.0
+        weights = [p for p in self.network.parameters() if p.ndim > 1 and p.requires_grad]
+        one = torch.stack([w.abs().sum() for w in weights]).sum() if self.l1 else 0.0
+        two = torch.stack([w.square().sum() for w in weights]).sum() if self.l2 else 0.0
+        return self.l1 * one + self.l2 * two
+
+    def _touch(self, raw: dict[str, Any], used: set[str]) -> Tensor | float:
+        """Zero that depends on the unlabelled heads: under several processes each weight must get a gradient."""
+        if self.trainer.world_size == 1 and used:
+            return 0.0
+        unused = [tensor for name in raw if name not in used for tensor in _tensors(raw[name])]
+        return torch.stack([tensor.float().mean() * 0 for tensor in unused]).sum() if unused else 0.0
+
+    def _measure_gradients(self, losses: dict[str, Tensor]) -> None:
+        """Logs each head's gradient norm on the backbone's last stage, and the cosine of each pair."""
+        if not self.log_gradients_every or self.global_step % self.log_gradients_every or not losses:
+            return
+        shared = [p for p in self.network.backbone.stages()[-1].parameters() if p.requires_grad]
+        if not shared:
+            return
+        grads = {n: torch.autograd.grad(x, shared, retain_graph=True, allow_unused=True) for n, x in losses.items()}
+        flat = {name: flatten_gradients(grad, shared) for name, grad in grads.items()}
+        names = list(flat)
+        self.log_dict({f"gradients/{name}/norm": vector.norm() for name, vector in flat.items()})
+        for i, one in enumerate(names):
+            for other in names[i + 1 :]:
+                cosine = nn.functional.cosine_similarity(flat[one], flat[other], dim=0)
+                self.log(f"gradients/{one}+{other}/cosine", cosine)
+
+    def _account(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's mean losses and the heads' weights."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self.log_dict({f"train/{name}": value for name, value in means.items()}, sync_dist=self.trainer.world_size > 1)
+        heads = {n: float(means[f"{n}/loss"]) for n in self.network.heads if f"{n}/loss" in means}
+        self.balancer.end_epoch(heads)
+        weights = self.balancer.weights({name: torch.zeros((), device=self.device) for name in self.network.heads})
+        self.log_dict({f"weight/{name}": value.detach() for name, value in weights.items()})
+        self._sums, self._counts = {}, {}
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
+        raw = self(batch.images)
+        predictions = self.network.decode(raw)
+        for name, terms in self._losses(raw, batch).items():
+            total = torch.stack(list(terms.values())).sum()
+            sync = self.trainer.world_size > 1
+            self.log(f"{stage}/{name}/loss", total, on_epoch=True, batch_size=len(batch), sync_dist=sync)
+        for name, metrics in self.metrics.items():
+            if name in batch.targets:
+                metrics.update(predictions[name], batch.targets[name], batch.frames)
+        return predictions
+
+    def _report(self, stage: str) -> None:
+        scores = []
+        for name, metrics in self.metrics.items():
+            values = metrics.compute()
+            self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items() if not math.isnan(value)})
+            main = values[self.network.named_heads()[name].main_metric]
+            scores += [] if math.isnan(main) else [main]
+        # Never a loss, least of all the weighted sum: learned weights make it fall without learning.
+        self.log(f"{stage}/score", sum(scores) / len(scores) if scores else 0.0, prog_bar=True)
+
+    def _forget(self) -> None:
+        for metrics in self.metrics.values():
+            metrics.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the metrics afresh."""
+        self._forget()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Predictions of every head; feeds the metrics."""
+        return self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/<head>/<metric>` and `val/score`."""
+        self._report("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the metrics afresh."""
+        self._forget()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Predictions of every head; feeds the metrics."""
+        return self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/<head>/<metric>` and `test/score`."""
+        self._report("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Each head's final predictions in input pixels."""
+        return self.network.decode(self(batch.images))
+
+    # --- optimiser and checkpoint -------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser with its schedule."""
+        groups = parameter_groups(self, self.network.backbone, self.lr, self.backbone_lr_factor, self.weight_decay)
+        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum)
+        if self.schedule == "constant":
+            return optimizer
+        if self.schedule == "plateau":
+            plateau = optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.3, patience=5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/score"}}
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = warmup_cosine(total, round(self.warmup * total), self.final_lr)
+        scheduler = optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what builds the network again, as plain values; reloading never downloads."""
+        checkpoint["hyper_parameters"] = {**self.settings, "weights": None}
+        checkpoint["module_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another network's checkpoint; lets the optimiser values given now win over the checkpoint's."""
+        own, theirs = self.state_dict(), checkpoint["state_dict"]
+        unlike = sorted(set(own) ^ set(theirs)) or [k for k in own if own[k].shape != theirs[k].shape]
+        if unlike:
+            raise CheckpointError(
+                f"the checkpoint is of another network: {len(unlike)} weights differ, first {unlike[0]!r};"
+                f" use the config it was trained with (backbone {checkpoint['hyper_parameters'].get('backbone')!r})"
+            )
+        old = checkpoint["hyper_parameters"]
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                self._override(group, old)
+        for state in checkpoint.get("lr_schedulers", []):
+            if "base_lrs" in state and old["lr"] != self.lr:
+                state["base_lrs"] = [value * self.lr / old["lr"] for value in state["base_lrs"]]
+
+    def _override(self, group: dict[str, Any], old: dict[str, Any]) -> None:
+        for key in ("lr", "initial_lr"):
+            if key in group and old["lr"] != self.lr:
+                group[key] *= self.lr / old["lr"]
+        if group["weight_decay"] > 0 or "no_decay" not in group.get("name", ""):
+            group["weight_decay"] = self.weight_decay
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The floating tensors in a tensor, tuple or NamedTuple that can carry a gradient."""
+    if isinstance(value, Tensor):
+        return [value] if value.requires_grad else []
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (tuple, list)) else []

@@ -1,0 +1,31 @@
+"""The LightningModules a config names: each trains the label fields of its kinds; MultiTaskModule trains them all."""
+
+from __future__ import annotations
+
+# Importing the heads registers them.
+import tasks.classification
+import tasks.detection.head
+import tasks.segmentation  # noqa: F401
+from tasks.module import VisionModule
+
+
+class ClassificationModule(VisionModule):
+    """Image labels only, one or several heads."""
+
+    kinds = ("classes", "multilabel")
+
+
+class DetectionModule(VisionModule):
+    """Boxes only."""
+
+    kinds = ("boxes",)
+
+
+class SegmentationModule(VisionModule):
+    """Semantic masks only."""
+
+    kinds = ("mask",)
+
+
+class MultiTaskModule(VisionModule):
+    """Any number of heads of any kind on one backbone."""

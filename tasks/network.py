@@ -1,0 +1,107 @@
+"""The network alone: uint8 pixels in, each head's raw outputs out; knows nothing of Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.build import Backbone, build_backbone
+from pipeline.errors import ConfigError, nearest
+from pipeline.labels import LabelSpace
+from tasks.head import DEFAULT_KIND, HEADS, Head, build_head
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's statistics of RGB in 0 to 1, as the hub's weights expect; other channel counts take their average."""
+
+
+class VisionNetwork(nn.Module):
+    """One backbone and named heads on its features.
+
+    Args:
+        backbone: the shared feature maps.
+        heads: by name.
+        in_channels: channels of the image.
+    """
+
+    def __init__(self, backbone: Backbone, heads: dict[str, Head], in_channels: int = 3) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+        mean, std = (MEAN, STD) if in_channels == 3 else ((sum(MEAN) / 3,) * in_channels, (sum(STD) / 3,) * in_channels)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """Pixels uint8 or float 0 to 255 (B, C, H, W) to each head's raw outputs."""
+        features = self.backbone(self.normalise(images))
+        size = (images.shape[2], images.shape[3])
+        return {name: head(features, size) for name, head in self.heads.items()}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels 0 to 255 to zero mean and unit variance, float32 (B, C, H, W)."""
+        return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def decode(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Final predictions of every head."""
+        return {name: head.decode(raw[name]) for name, head in self.named_heads().items()}
+
+    def named_heads(self) -> dict[str, Head]:
+        """The heads by name, typed."""
+        return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
+
+
+def build_network(
+    backbone: str,
+    in_channels: int,
+    weights: str | None,
+    heads: dict[str, dict[str, Any]],
+    spaces: dict[str, LabelSpace],
+) -> VisionNetwork:
+    """The network of a config: `heads` as `select_heads` returns them.
+
+    Raises:
+        ConfigError: unknown names or options, or values of the wrong type.
+    """
+    body = build_backbone(backbone, in_channels, weights)
+    return VisionNetwork(body, {n: build_head(n, o, spaces[n], body) for n, o in heads.items()}, in_channels)
+
+
+def select_heads(
+    given: dict[str, dict[str, Any] | None] | None, spaces: dict[str, LabelSpace], kinds: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Which heads to build, with their options: a head per label field of the data.
+
+    An entry of `given` is named for a field (`objects`), or for a kind of head (`detection`), which selects and sets
+    all fields of that kind that are not named themselves. Without entries every field gets a head.
+
+    Args:
+        given: the config's `heads`.
+        spaces: the data's label fields.
+        kinds: kinds of labels this module trains.
+
+    Raises:
+        ConfigError: an entry that is neither a field nor a kind, a kind that the data has no labels for, or no head.
+    """
+    usable = {name: space for name, space in spaces.items() if space.kind in kinds}
+    if not usable:
+        found = ", ".join(f"{name} ({space.kind})" for name, space in spaces.items()) or "none"
+        raise ConfigError(f"the data has no labels of kind {' or '.join(kinds)}; its fields: {found}")
+    given = given or {}
+    for name in given:
+        if name not in usable and name not in HEADS:
+            raise ConfigError(
+                f"model.heads: {name!r} is neither a label field nor a kind of head{nearest(name, [*usable, *HEADS])}"
+            )
+    chosen: dict[str, dict[str, Any]] = {}
+    for name, space in usable.items():
+        kind = DEFAULT_KIND[space.kind]
+        if name in given:
+            chosen[name] = {**(given.get(kind) or {}), **(given[name] or {})}
+        elif not given or kind in given:
+            chosen[name] = dict(given.get(kind) or {})
+    if not chosen:
+        raise ConfigError(f"model.heads selects none of the data's fields: {', '.join(usable)}")
+    return chosen

@@ -1,0 +1,103 @@
+"""Heads: losses fall, missing labels are left out, decoding has fixed shapes, and a network learns one batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tasks.multitask  # noqa: F401  # registers the heads
+from pipeline.errors import ConfigError
+from pipeline.labels import LabelSpace
+from pipeline.records import Batch, BoxTarget, ClassTarget, MaskTarget
+from tasks.head import labelled
+from tasks.network import build_network, select_heads
+
+SPACES = {
+    "scene": LabelSpace("classes", ("a", "b", "c")),
+    "tags": LabelSpace("multilabel", ("x", "y")),
+    "objects": LabelSpace("boxes", ("disc", "square")),
+    "surface": LabelSpace("mask", ("ground", "disc", "square")),
+}
+
+
+def make_batch(present: bool = True) -> Batch:
+    """Two images with a bright square each, labelled for every head, or for none."""
+    images = torch.full((2, 3, 64, 64), 60, dtype=torch.uint8)
+    images[0, :, 8:40, 8:40] = 220
+    images[1, 0, 16:56, 24:60] = 250
+    mask = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    mask[0, 8:40, 8:40] = 1
+    mask[1, 16:56, 24:60] = 2
+    flags = torch.full((2,), present)
+    boxes = torch.tensor([[[8.0, 8, 40, 40]], [[24.0, 16, 60, 56]]])
+    targets = {
+        "scene": ClassTarget(torch.eye(3)[:2], flags),
+        "tags": ClassTarget(torch.tensor([[1.0, 0], [1, 1]]), flags),
+        "objects": BoxTarget(boxes, torch.tensor([[0], [1]]), torch.zeros(2, 1, dtype=torch.bool), flags),
+        "surface": MaskTarget(mask, flags),
+    }
+    return Batch(images, targets, ["one.png", "two.png"], [None, None])
+
+
+def make_network():
+    return build_network("resnet18", 3, None, select_heads(None, SPACES, ("classes", "multilabel", "boxes", "mask")), SPACES)
+
+
+def test_given_one_batch_when_trained_then_every_head_learns_it():
+    torch.manual_seed(0)
+    network, batch = make_network(), make_batch()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    network.train()
+    for _ in range(60):
+        raw = network(batch.images)
+        loss = sum(sum(head.loss(raw[n], batch.targets[n]).values()) for n, head in network.named_heads().items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Batch statistics of two images: evaluate with them, as running averages lag behind.
+    with torch.no_grad():
+        network.train()
+        network.heads["scene"].dropout.eval()
+        raw = network(batch.images)
+        predictions = network.decode(raw)
+    assert predictions["scene"].probabilities.argmax(1).tolist() == [0, 1]
+    assert (predictions["tags"].probabilities > 0.5).tolist() == [[True, False], [True, True]]
+    assert (predictions["surface"].mask == batch.targets["surface"].mask).float().mean() > 0.97
+    best = predictions["objects"]
+    assert best.classes[:, 0].tolist() == [0, 1]
+    assert (best.boxes[:, 0] - batch.targets["objects"].xyxy[:, 0]).abs().max() < 4
+    metrics = network.heads["objects"].metrics()
+    metrics.update(best, batch.targets["objects"], batch.frames)
+    assert metrics.compute()["AP50"] > 0.99
+
+
+def test_given_no_label_when_asked_then_the_head_is_left_out():
+    batch = make_batch(present=False)
+    assert not any(labelled(target) for target in batch.targets.values())
+    for name, head in make_network().named_heads().items():
+        metrics = head.metrics()
+        metrics.update(head.decode(make_network().eval()(batch.images)[name]), batch.targets[name], batch.frames)
+        assert all(value != value for value in metrics.compute().values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_decoded_answers_have_fixed_shapes(batch_size):
+    network = make_network().eval()
+    with torch.no_grad():
+        out = network.decode(network(torch.zeros(batch_size, 3, 64, 96, dtype=torch.uint8)))
+    assert out["scene"].probabilities.shape == (batch_size, 3)
+    assert out["surface"].mask.shape == (batch_size, 64, 96)
+    assert out["surface"].mask.dtype == torch.uint8
+    assert out["objects"].boxes.shape == (batch_size, 100, 4)
+
+
+def test_unknown_names_are_told_with_the_nearest():
+    kinds = ("classes", "boxes", "mask")
+    with pytest.raises(ConfigError, match="did you mean 'objects'"):
+        select_heads({"object": {}}, SPACES, kinds)
+    with pytest.raises(ConfigError, match="did you mean 'width'"):
+        build_network("resnet18", 3, None, {"objects": {"widht": 3}}, SPACES)
+    with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
+        build_network("resnet81", 3, None, {"objects": {}}, SPACES)
+    with pytest.raises(ConfigError, match="objects"):
+        build_network("resnet18", 3, None, {"objects": {"width": "wide"}}, SPACES)
