@@ -1,0 +1,136 @@
+"""Any bytes to upright RGB uint8, safely: formats by content from an allow-list, limits before decoding, EXIF last."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What Pillow may open; rarely used formats are where its holes are."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+"""Lower-case file endings that are taken for images when a folder is listed."""
+
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 512 * 2**20
+
+Pixels = NDArray[np.uint8]
+
+
+def read_image(path: Path, at_least: int | None = None) -> tuple[Pixels, tuple[int, int]]:
+    """An image file as upright RGB uint8 (H, W, 3), and its full upright (height, width).
+
+    Args:
+        path: the file.
+        at_least: the decoder may shrink, but to no less than this many pixels on the longer side.
+
+    Raises:
+        ImageError: missing, too large, truncated, or not an image of an allowed format.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}") from error
+    if data is None:
+        raise ImageError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
+    return decode_bytes(data, str(path), at_least)
+
+
+def decode_bytes(data: bytes, name: str, at_least: int | None = None) -> tuple[Pixels, tuple[int, int]]:
+    """Like `read_image`, of bytes; `name` is for messages."""
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    with warnings.catch_warnings():
+        # Pillow warns of odd but readable files; the limits here are ours.
+        warnings.simplefilter("ignore")
+        try:
+            return _decode(data, name, at_least)
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{name}: not an image of an allowed format ({', '.join(FORMATS)})") from error
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+            raise ImageError(f"{name}: cannot be decoded: {error}") from error
+        except (TypeError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
+            # Pillow's plugins let these escape on broken headers.
+            raise ImageError(f"{name}: broken file: {error!r}") from error
+
+
+def _decode(data: bytes, name: str, at_least: int | None) -> tuple[Pixels, tuple[int, int]]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{name}: {image.width} x {image.height} is more than {MAX_PIXELS} pixels")
+        size = _upright_size(image)
+        if image.format == "JPEG" and image.mode in {"RGB", "L"}:
+            turned = _orientation(image)
+            pixels = _decode_jpeg(data, (image.height, image.width), at_least)
+            return _turn(pixels, turned), size
+        # The pixels first: on a broken file, asking for EXIF first would hide the damage.
+        image.load()
+        return _to_rgb(image), size
+
+
+def _decode_jpeg(data: bytes, size: tuple[int, int], at_least: int | None) -> Pixels:
+    import simplejpeg
+
+    smallest = (0, 0)
+    if at_least is not None and max(size) > at_least:
+        smallest = (-(-size[0] * at_least // max(size)), -(-size[1] * at_least // max(size)))
+    pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest[0], min_width=smallest[1], strict=True)
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where the header cannot be read."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.format in {"JPEG", "TIFF"} and _orientation(image) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _turn(pixels: Pixels, orientation: int) -> Pixels:
+    """Applies an EXIF orientation to pixels (H, W, 3)."""
+    if orientation in {5, 6, 7, 8}:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    """A loaded Pillow image of any mode to upright RGB uint8; 16-bit and float scaled, alpha laid over white."""
+    upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    if mode.startswith("I") or mode == "F":
+        grey = np.asarray(upright, np.float64)
+        top = 65535.0 if mode.startswith("I;16") or (mode == "I" and grey.max() > 255) else max(float(grey.max()), 1e-9)
+        scaled = np.clip(np.nan_to_num(grey) / top * 255, 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(scaled[..., None], 3, 2))
+    if "A" in mode or mode == "P" or "transparency" in upright.info:
+        layered = upright.convert("RGBA")
+        white: Any = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, layered)
+    return np.asarray(upright.convert("RGB"), np.uint8).copy()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Upright (height, width) from the header alone; raises ImageError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return _upright_size(image)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: {error}") from error
