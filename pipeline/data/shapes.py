@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 from pipeline.data.formats.base import SourceData
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
-from pipeline.records import Boxes, Record
+from pipeline.records import Boxes, FieldLabel, Record
 
 SCENES = ("meadow", "desert", "sea", "town")
 DAYTIMES = ("day", "night")
 OBJECTS = ("disc", "square", "triangle", "star", "ring")
 
 _GROUND = {"meadow": (70, 140, 60), "desert": (205, 170, 110), "sea": (50, 105, 170), "town": (130, 125, 125)}
-_PAINT = {"disc": (215, 60, 50), "square": (240, 200, 40), "triangle": (150, 60, 180), "star": (245, 245, 240), "ring": (240, 130, 30)}
+_PAINT = {
+    "disc": (215, 60, 50),
+    "square": (240, 200, 40),
+    "triangle": (150, 60, 180),
+    "star": (245, 245, 240),
+    "ring": (240, 130, 30),
+}
 _VISIBLE = 0.25
 """Objects of which less than this share can be seen have no box."""
 
@@ -46,7 +52,7 @@ def draw_scene(seed: int, index: int, size: int) -> Scene:
     owner = np.full((size, size), -1, np.int16)
     kinds: list[int] = []
     whole: list[int] = []
-    for number in range(int(rng.integers(1, 7))):
+    for _ in range(int(rng.integers(1, 7))):
         kind = int(rng.integers(len(OBJECTS)))
         shape = _silhouette(OBJECTS[kind], size, rng)
         if not shape.any():
@@ -165,7 +171,7 @@ def read_shapes(images: int = 1000, size: int = 160, seed: int = 0) -> SourceDat
     records = []
     for index in range(images):
         drawn = draw_scene(seed, index, size)
-        labels = {
+        labels: dict[str, FieldLabel] = {
             "scene": drawn.scene,
             "daytime": drawn.daytime,
             "objects": drawn.boxes,

@@ -55,5 +55,4 @@ def clip_boxes(xyxy: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.f
     """Boxes (N, 4) in pixels cut at the borders of an image of (height, width)."""
     height, width = size
     limits = np.asarray([width, height, width, height], np.float32)
-    clipped: NDArray[np.float32] = np.minimum(np.maximum(xyxy, np.float32(0)), limits)
-    return clipped
+    return np.clip(xyxy, 0, limits).astype(np.float32)

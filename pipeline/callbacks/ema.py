@@ -1,0 +1,37 @@
+"""Exponential moving average of the weights, used for validation, testing and export."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class AverageWeights(WeightAveraging):
+    """Lightning's weight averaging with a decay that warms up: decay * (1 - exp(-step / tau)).
+
+    Checkpoints hold the average as `state_dict`, and the weights being trained beside it.
+
+    Args:
+        decay: share of the average that stays at each step, 0 to 1; 0 turns averaging off.
+        tau: steps of the warm-up.
+    """
+
+    def __init__(self, decay: float = 0.998, tau: float = 200.0) -> None:
+        self.decay, self.tau = decay, tau
+        self.updates = 0
+        super().__init__(device=None, use_buffers=True, multi_avg_fn=self._average)
+
+    @torch.no_grad()
+    def _average(self, averages: Any, currents: Any, count: Any) -> None:
+        weight = 1 - self.decay * (1 - math.exp(-(float(count) + 1) / self.tau))
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(averages, currents, strict=True))
+        floats = [(a, c) for a, c in pairs if a.is_floating_point()]
+        if floats:
+            torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], weight)
+        for average, current in pairs:
+            if not average.is_floating_point():
+                average.copy_(current)

@@ -1,0 +1,88 @@
+"""The one albumentations adapter: transforms described in YAML by their own class names, strictly checked."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, nearest
+from pipeline.imaging.geometry import FILL
+from pipeline.labels import IGNORE_INDEX
+from pipeline.records import Boxes, SampleLabel
+
+Labels = dict[str, SampleLabel]
+
+
+class Albumentations:
+    """A list of albumentations' transforms, the same spatial one for image, boxes and masks.
+
+    Args:
+        described: one mapping a transform: `{class_name: HorizontalFlip, p: 0.5}`.
+        size: (height, width) that the views have in the end (letterboxed where the transforms leave another).
+
+    Raises:
+        ConfigError: an unknown class or argument, or a value albumentations refuses.
+    """
+
+    def __init__(self, described: list[dict[str, Any]], size: tuple[int, int]) -> None:
+        # It would ask the network for a newer release.
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations as A  # its documentation's own short name
+
+        transforms = [build_transform(A, dict(entry)) for entry in described]
+        pad = [
+            A.LongestMaxSize(max_size_hw=size),
+            A.PadIfNeeded(min_height=size[0], min_width=size[1], fill=FILL, fill_mask=IGNORE_INDEX),
+        ]
+        boxes = A.BboxParams(format="pascal_voc", label_fields=["row"], min_area=4, min_visibility=0.2, clip=True)
+        self.compose = A.Compose([*transforms, *pad], bbox_params=boxes, keypoint_params=None)
+
+    def __call__(
+        self, image: NDArray[np.uint8], labels: Labels, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], Labels]:
+        """One random view of the image with its labels."""
+        names = [name for name, label in labels.items() if isinstance(label, Boxes)]
+        masks = [name for name, label in labels.items() if isinstance(label, np.ndarray) and label.ndim == 2]
+        boxes = {name: label for name in names if isinstance(label := labels[name], Boxes)}
+        flat = [(name, i) for name in names for i in range(len(boxes[name]))]
+        xyxy = np.concatenate([boxes[n].xyxy for n in names]) if flat else np.zeros((0, 4), np.float32)
+        self.compose.set_random_seed(int(rng.integers(1 << 31)))
+        given: dict[str, Any] = {"image": image, "bboxes": xyxy, "row": np.arange(len(flat))}
+        if masks:
+            given["masks"] = [np.asarray(labels[name]) for name in masks]
+        out = self.compose(**given)
+        moved = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
+        rows = np.asarray(out["row"], np.int64).reshape(-1)
+        result: Labels = dict(labels)
+        for name in names:
+            mine = np.asarray([flat[row][0] == name for row in rows], bool)
+            kept = np.asarray([flat[row][1] for row in rows[mine]], np.int64)
+            result[name] = boxes[name].select(kept).moved(moved[mine])
+        for name, plane in zip(masks, out.get("masks", []), strict=True):
+            result[name] = np.asarray(plane, np.uint8)
+        return np.ascontiguousarray(out["image"], np.uint8), result
+
+
+def build_transform(library: Any, described: dict[str, Any]) -> Any:
+    """One transform of the library from `{class_name: ..., argument: value}`; raises ConfigError."""
+    name = described.pop("class_name", None)
+    known = [n for n, v in vars(library).items() if inspect.isclass(v) and issubclass(v, library.BasicTransform)]
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"data.augment: unknown transform {name!r}{nearest(str(name), known) if name else ''}")
+    kind = getattr(library, name)
+    arguments = [argument for argument in inspect.signature(kind).parameters if argument != "self"]
+    for argument in described:
+        if argument not in arguments:
+            raise ConfigError(f"data.augment: {name} has no argument {argument!r}{nearest(argument, arguments)}")
+    with warnings.catch_warnings():
+        # albumentations only warns of values it ignores.
+        warnings.simplefilter("error", UserWarning)
+        try:
+            return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in described.items()})
+        except (ValueError, TypeError, UserWarning) as error:
+            raise ConfigError(f"data.augment: {name}: {' '.join(str(error).split())}") from error
