@@ -19,7 +19,7 @@ from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.data.module import VisionData
-from pipeline.errors import CheckpointError, ConfigError, TrifocalError, nearest
+from pipeline.errors import CheckpointError, ConfigError, nearest
 from pipeline.tracking import RunLogger, TrackRun
 from tasks.module import VisionModule
 
@@ -111,8 +111,6 @@ def _stderr_of_parsing(captured: io.StringIO) -> Any:
     sys.stderr = captured
     try:
         yield lambda: setattr(sys, "stderr", real)
-    except TrifocalError:
-        raise
     finally:
         sys.stderr = real
 

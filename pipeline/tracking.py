@@ -287,7 +287,9 @@ class TrackRun(L.Callback):
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(logger.run_id, resume_logging=True, tracking_uri=logger.tracking_uri)
+        self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]  # mlflow leaves it untyped
+            logger.run_id, resume_logging=True, tracking_uri=logger.tracking_uri
+        )
         self._monitor.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -337,4 +339,4 @@ class TrackRun(L.Callback):
 
 def trainer_is_child() -> bool:
     """Whether this process is a worker that another one started for it (its rank is above 0)."""
-    return rank_zero_only.rank not in {0, None}
+    return getattr(rank_zero_only, "rank", None) not in {0, None}

@@ -48,7 +48,7 @@ class Freeze(L.Callback):
         elif self._frozen:
             self._frozen = False
             for parameter in self._trainable:
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad_(True)
             for part in self._parts:
                 part.train()
 
@@ -75,6 +75,6 @@ class Freeze(L.Callback):
         # With several processes the exchange of gradients is fixed at the start: what trains later takes part in it.
         if self.until_epoch is None or trainer.world_size == 1:
             for parameter in self._trainable:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
         for part in self._parts:
             part.eval()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-import io
-from dataclasses import dataclass
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -14,22 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from pipeline.callbacks.checkpoints import run_logger
-from pipeline.imaging.draw import contact_sheet, draw_labels
+from pipeline.imaging.draw import draw_answer, sheet, write_png
 from pipeline.labels import LabelSpace
-from pipeline.records import Batch, BoxTarget, ClassTarget, MaskTarget, Target
+from pipeline.records import Batch, BoxTarget, ClassTarget, Target
 
 _SURE = 0.3
 """Boxes with lower scores are neither drawn nor counted here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What is drawn on one image: texts, boxes (N, 4) with classes (N,), a mask (H, W), with their spaces."""
-
-    texts: list[str]
-    boxes: list[tuple[NDArray[np.float32], NDArray[np.int64], LabelSpace]]
-    masks: list[tuple[NDArray[np.uint8], LabelSpace]]
 
 
 class Pictures(L.Callback):
@@ -66,9 +56,10 @@ class Pictures(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Logs the sheet."""
-        logger = run_logger(trainer)
-        if self._sample and logger is not None:
-            logger.log_bytes(png(contact_sheet(self._sample, 2)), f"pictures/epoch_{trainer.current_epoch:04d}.png")
+        if self._sample:
+            file = folder_of(trainer) / f"epoch_{trainer.current_epoch:04d}.png"
+            write_png(file, sheet(self._sample, 2))
+            keep(trainer, file)
         self._sample = []
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -90,14 +81,29 @@ class Pictures(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Logs the worst, the very worst first, and their names."""
-        logger = run_logger(trainer)
-        if not self._worst or logger is None:
+        if not self._worst:
             return
         ordered = sorted(self._worst, key=lambda entry: -entry[0])
-        logger.log_bytes(png(contact_sheet([entry[2] for entry in ordered], 2)), "pictures/test_worst.png")
+        file = folder_of(trainer) / "test_worst.png"
+        write_png(file, sheet([entry[2] for entry in ordered], 2))
+        keep(trainer, file)
         names = [{"image": entry[3], "error": round(entry[0], 4)} for entry in ordered]
-        logger.log_json(names, "pictures/test_worst.json")
+        file.with_suffix(".json").write_text(json.dumps(names, indent=1), encoding="utf-8")
+        keep(trainer, file.with_suffix(".json"))
         self._worst = []
+
+
+def folder_of(trainer: L.Trainer) -> Path:
+    """Where pictures are written: beside the checkpoints, else in the trainer's folder."""
+    place = getattr(trainer.checkpoint_callback, "dirpath", None)
+    return Path(place or trainer.default_root_dir) / "pictures"
+
+
+def keep(trainer: L.Trainer, file: Path) -> None:
+    """Copies a file into the run, for every logger that keeps files."""
+    for logger in cast("list[Any]", trainer.loggers):
+        if hasattr(logger, "log_file"):
+            logger.log_file(file, "pictures")
 
 
 def spaces_of(pl_module: L.LightningModule) -> dict[str, LabelSpace]:
@@ -151,55 +157,37 @@ def _f1(boxes: Tensor, classes: Tensor, truth: Tensor, wanted: Tensor) -> float:
 
 
 def draw_pair(batch: Batch, predictions: dict[str, Any], spaces: dict[str, LabelSpace], i: int) -> NDArray[np.uint8]:
-    """Image `i` of a batch twice, side by side: labels left, predictions right; uint8 (H, 2 W + 4, 3)."""
+    """Image `i` of a batch twice, side by side: labels left, predictions right; uint8 (H, W, 3)."""
     pixels = batch.images[i]
     if pixels.is_floating_point():
         pixels = (pixels * 255).clamp(0, 255)
     image = np.ascontiguousarray(pixels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()[..., :3])
     if image.shape[2] != 3:
         image = np.repeat(image[..., :1], 3, axis=2)
-    truth, guess = Shown(["label"], [], []), Shown(["prediction"], [], [])
-    for name, space in spaces.items():
+    truth = {}
+    for name in spaces:
         target = batch.targets.get(name)
         if target is not None and bool(target.present[i]):
-            _add_target(truth, name, target, space, i)
-        if name in predictions:
-            _add_prediction(guess, name, predictions[name], space, i)
-    gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
-    return np.concatenate([_draw(image, truth), gap, _draw(image, guess)], axis=1)
+            truth[name] = as_answer(target, i)
+    guess = {
+        name: {field: _array(value[i]) for field, value in predictions[name]._asdict().items()}
+        for name in spaces
+        if name in predictions
+    }
+    return sheet([draw_answer(image, truth, spaces, _SURE), draw_answer(image, guess, spaces, _SURE)], 2)
 
 
-def _add_target(shown: Shown, name: str, target: Target, space: LabelSpace, i: int) -> None:
+def as_answer(target: Target, i: int) -> dict[str, Any]:
+    """The label of image `i` in the form of a prediction, with full confidence."""
     if isinstance(target, ClassTarget):
-        chosen = torch.nonzero(target.scores[i] >= 0.5).flatten().tolist()
-        shown.texts.append(f"{name}: {', '.join(space.names[c] for c in chosen) or '-'}")
-    elif isinstance(target, BoxTarget):
+        return {"probabilities": _array(target.scores[i])}
+    if isinstance(target, BoxTarget):
         real = target.classes[i] >= 0
-        shown.boxes.append((_array(target.xyxy[i][real]), _array(target.classes[i][real]), space))
-    elif isinstance(target, MaskTarget):
-        shown.masks.append((_array(target.mask[i]), space))
-
-
-def _add_prediction(shown: Shown, name: str, prediction: Any, space: LabelSpace, i: int) -> None:
-    if space.kind in {"classes", "multilabel"}:
-        p = prediction.probabilities[i].float()
-        chosen = [int(p.argmax())] if space.kind == "classes" else torch.nonzero(p >= 0.5).flatten().tolist()
-        shown.texts.append(f"{name}: {', '.join(f'{space.names[c]} {float(p[c]):.2f}' for c in chosen) or '-'}")
-    elif space.kind == "boxes":
-        sure = prediction.scores[i] >= _SURE
-        shown.boxes.append((_array(prediction.boxes[i][sure].float()), _array(prediction.classes[i][sure]), space))
-    else:
-        shown.masks.append((_array(prediction.mask[i]), space))
+        boxes, classes = target.xyxy[i][real], target.classes[i][real]
+        return {"boxes": _array(boxes), "scores": np.ones(len(boxes), np.float32), "classes": _array(classes)}
+    return {"mask": _array(target.mask[i])}
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().numpy()
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """A uint8 RGB picture (H, W, 3) as PNG bytes."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

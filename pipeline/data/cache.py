@@ -51,13 +51,13 @@ class ImageCache:
         key = (image, field, size)
         if key in self._masks:
             return self._masks[key]
-        plane = mask.read(full)
+        plane: Pixels = mask.read(full)
         if size == full:
             return plane
-        plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST)
-        if self._fits(plane):
-            self._masks[key] = plane
-        return plane
+        small: Pixels = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST)
+        if self._fits(small):
+            self._masks[key] = small
+        return small
 
     def _fits(self, array: Pixels) -> bool:
         if self.used + array.nbytes > self.limit:

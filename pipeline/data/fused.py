@@ -157,11 +157,12 @@ def move_boxes(boxes: Boxes, matrix: NDArray[np.float64], size: tuple[int, int],
     """Boxes through the matrix, as the upright hull of their corners, clipped; those mostly out of view are left out."""
     if len(boxes) == 0:
         return boxes
-    x, y = boxes.xyxy[:, [0, 2, 2, 0]], boxes.xyxy[:, [1, 1, 3, 3]]
+    xyxy = boxes.xyxy.astype(np.float64)
+    x, y = xyxy[:, [0, 2, 2, 0]], xyxy[:, [1, 1, 3, 3]]
     if abs(matrix[0, 1]) > 1e-6:
         # Under rotation the hull of an ellipse in the box is nearer to most objects than that of its corners.
         angle = np.arange(16) / 16 * 2 * np.pi
-        middle, half = (boxes.xyxy[:, :2] + boxes.xyxy[:, 2:]) / 2, (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]) / 2
+        middle, half = (xyxy[:, :2] + xyxy[:, 2:]) / 2, (xyxy[:, 2:] - xyxy[:, :2]) / 2
         x = middle[:, :1] + half[:, :1] * np.cos(angle) * 1.06
         y = middle[:, 1:] + half[:, 1:] * np.sin(angle) * 1.06
     new_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]

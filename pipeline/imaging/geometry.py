@@ -47,8 +47,7 @@ class Letterbox:
         """Boxes (N, 4) in input pixels to source pixels, clipped to the source image."""
         x, y = self.scale
         moved = xyxy - np.asarray([self.left, self.top, self.left, self.top], np.float32)
-        moved = moved / np.asarray([x, y, x, y], np.float32)
-        return clip_boxes(moved, self.source)
+        return clip_boxes((moved / np.asarray([x, y, x, y], np.float32)).astype(np.float32), self.source)
 
 
 def clip_boxes(xyxy: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

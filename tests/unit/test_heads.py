@@ -40,7 +40,9 @@ def make_batch(present: bool = True) -> Batch:
 
 
 def make_network():
-    return build_network("resnet18", 3, None, select_heads(None, SPACES, ("classes", "multilabel", "boxes", "mask")), SPACES)
+    return build_network(
+        "resnet18", 3, None, select_heads(None, SPACES, ("classes", "multilabel", "boxes", "mask")), SPACES
+    )
 
 
 def test_given_one_batch_when_trained_then_every_head_learns_it():

@@ -29,7 +29,7 @@ def safe_boxes(
         crowd: flags per box.
     """
     boxes = Boxes.of(rows, classes, crowd)
-    finite: NDArray[np.bool_] = np.isfinite(boxes.xyxy).all(axis=1)
+    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(boxes.xyxy), axis=1)
     cut = boxes.xyxy if size is None else clip_boxes(boxes.xyxy, size)
     sides = cut[:, 2:] - cut[:, :2]
     whole = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]

@@ -1,0 +1,129 @@
+"""Decoding of honest and broken files, and geometry that comes back to where it started."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.data.fused import PRESETS, augment
+from pipeline.errors import ImageError
+from pipeline.imaging.decode import decode_bytes, read_image
+from pipeline.imaging.geometry import Letterbox
+from pipeline.imaging.masks import ColourMask, IndexMask, ShapeMask
+from pipeline.records import Boxes
+
+DATA = Path(os.environ.get("TRIFOCAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def picture(mode: str = "RGB") -> Image.Image:
+    y, x = np.mgrid[0:40, 0:60]
+    return Image.fromarray(np.stack([x * 4, y * 6, x + y], 2).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+def test_every_allowed_format_decodes(kind):
+    pixels, size = decode_bytes(encoded(picture(), kind), "x")
+    assert size == (40, 60)
+    assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientations_equal_pillows(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(), "JPEG", exif=exif, quality=95)
+    from PIL import ImageOps
+
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    pixels, size = decode_bytes(data, "x")
+    assert size == wanted.shape[:2]
+    assert np.abs(pixels.astype(int) - wanted).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_truncated_and_foreign_bytes_are_errors(kind):
+    data = encoded(picture(), kind)
+    with pytest.raises(ImageError, match="cut.img"):
+        decode_bytes(data[: len(data) // 2], "cut.img")
+    with pytest.raises(ImageError, match="allowed format"):
+        decode_bytes(b"<html>not an image</html>", "page.jpg")
+    with pytest.raises(ImageError, match="empty"):
+        decode_bytes(b"", "none.jpg")
+
+
+def test_sixteen_bits_are_scaled_and_alpha_lies_on_white():
+    grey = Image.fromarray(np.full((4, 4), 32768, np.uint16))
+    assert abs(int(decode_bytes(encoded(grey, "PNG"), "x")[0].mean()) - 128) <= 1
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert decode_bytes(encoded(clear, "PNG"), "x")[0].min() == 255
+
+
+def test_shrunk_decoding_keeps_enough_and_tells_the_full_size():
+    pixels, size = decode_bytes(encoded(picture().resize((1200, 800)), "JPEG"), "x", at_least=300)
+    assert size == (800, 1200)
+    assert 300 <= max(pixels.shape) < 1200
+
+
+@pytest.mark.skipif(not (DATA / "nasty").is_dir(), reason="the nasty files are not at hand")
+def test_nasty_files_decode_or_are_told():
+    for folder in ("not_images", "unsupported"):
+        for path in (DATA / "nasty" / folder).iterdir():
+            with pytest.raises(ImageError):
+                read_image(path)
+    for kind in ("Landscape", "Portrait"):
+        upright = [read_image(DATA / "nasty" / "exif_rotated" / f"{kind}_{i}.jpg")[0].astype(int) for i in range(1, 9)]
+        assert all(np.abs(other - upright[0]).mean() < 5 for other in upright)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(8, 900), st.integers(8, 900)), st.sampled_from([(320, 320), (64, 128)]), st.randoms())
+def test_letterbox_there_and_back(source, target, random):
+    frame = Letterbox.fit(source, target)
+    x, y = sorted(random.uniform(0, source[1]) for _ in range(2)), sorted(random.uniform(0, source[0]) for _ in range(2))
+    box = np.asarray([[x[0], y[0], x[1], y[1]]], np.float32)
+    assert np.abs(frame.to_source(frame.to_input(box)) - box).max() < 0.05
+    assert frame.top >= 0
+    assert frame.left >= 0
+    assert max(frame.inner[0] / target[0], frame.inner[1] / target[1]) == 1
+
+
+@pytest.mark.parametrize("preset", ["light", "standard", "strong"])
+def test_augmented_boxes_masks_and_pixels_move_together(preset):
+    image = np.full((120, 160, 3), 20, np.uint8)
+    mask = np.zeros((120, 160), np.uint8)
+    image[40:80, 50:110] = 250
+    mask[40:80, 50:110] = 1
+    for seed in range(30):
+        labels = {"objects": Boxes.of([[50, 40, 110, 80]], [0]), "surface": mask}
+        view, moved = augment(image, labels, (96, 128), PRESETS[preset], np.random.default_rng(seed))
+        boxes, plane = moved["objects"], moved["surface"]
+        assert view.shape == (96, 128, 3)
+        ys, xs = np.nonzero(plane == 1)
+        if len(boxes) == 0:
+            continue
+        hull = np.asarray([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        # A turned rectangle reaches further than the box that stands for most objects.
+        assert np.abs(hull - boxes.xyxy[0]).max() < (3 if preset == "light" else 16)
+        assert view[plane == 1].mean() > view[plane == 0].mean()
+
+
+def test_masks_from_files_and_shapes(tmp_path):
+    Image.fromarray(np.asarray([[0, 7], [9, 7]], np.uint8)).save(tmp_path / "i.png")
+    assert IndexMask(tmp_path / "i.png", (0, 7)).read((2, 2)).tolist() == [[0, 1], [255, 1]]
+    Image.fromarray(np.asarray([[[255, 0, 0], [0, 0, 9]]], np.uint8)).save(tmp_path / "c.png")
+    assert ColourMask(tmp_path / "c.png", ((0, 0, 0), (255, 0, 0))).read((1, 2)).tolist() == [[1, 255]]
+    rle = {"size": [2, 2], "counts": [1, 2, 1]}
+    assert ShapeMask(((3, rle),)).read((2, 2)).tolist() == [[0, 3], [3, 0]]
