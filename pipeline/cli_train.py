@@ -19,7 +19,7 @@ from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.data.module import VisionData
-from pipeline.errors import CheckpointError, ConfigError, nearest
+from pipeline.errors import CheckpointError, ConfigError, TrifocalError, nearest
 from pipeline.tracking import RunLogger, TrackRun
 from tasks.module import VisionModule
 
@@ -100,8 +100,23 @@ def run(argv: list[str]) -> TrifocalCLI:
         if leaving.code in {0, None} or not text.strip():
             raise
         raise ConfigError(explain(text, argv)) from None
-    except TypeError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+    except (TypeError, ValueError) as error:
+        # jsonargparse wraps what a constructor raises.
+        told = _inner(error)
+        if told is None:
+            raise
+        raise told from None
+
+
+def _inner(error: BaseException) -> TrifocalError | None:
+    """The TrifocalError that a chain of wrapped errors, or jsonargparse's text about a union, holds."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, TrifocalError):
+            return link
+        link = link.__cause__ or link.__context__
+    told = re.search(r"Errors:\s*\n\s*- (.+)", str(error))
+    return ConfigError(told.group(1)) if told else None
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 
@@ -35,3 +37,8 @@ class AverageWeights(WeightAveraging):
         for average, current in pairs:
             if not average.is_floating_point():
                 average.copy_(current)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Going on with training restores both sets of weights; everything else keeps the average."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -26,7 +26,7 @@ from tasks.segmentation import MaskMetrics, MaskPrediction, dice_loss, pixel_los
 def random_images(seed: int) -> list[ImageBoxes]:
     rng = np.random.default_rng(seed)
     images = []
-    for number in range(20):
+    for _ in range(20):
         wanted = rng.uniform(0, 200, (rng.integers(0, 8), 4))
         wanted[:, 2:] = wanted[:, :2] + rng.uniform(5, 150, (len(wanted), 2))
         guesses = np.concatenate([wanted + rng.normal(0, 6, wanted.shape), rng.uniform(0, 100, (3, 4))])
@@ -69,7 +69,9 @@ def make_boxes(wanted, guesses):
     )
     scores = torch.linspace(0.9, 0.5, max(len(guesses), 1))[: len(guesses)][None]
     found = BoxPrediction(
-        torch.tensor(guesses, dtype=torch.float32).reshape(1, -1, 4), scores, torch.zeros(1, len(guesses), dtype=torch.long)
+        torch.tensor(guesses, dtype=torch.float32).reshape(1, -1, 4),
+        scores,
+        torch.zeros(1, len(guesses), dtype=torch.long),
     )
     return found, target
 
@@ -128,7 +130,9 @@ def test_losses_equal_torch():
     ours = soft_cross_entropy(logits, torch.eye(4)[labels], weights, smoothing=0.0)
     assert ours == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels, weights)), abs=1e-5)
     smooth = soft_cross_entropy(logits, torch.eye(4)[labels], None, smoothing=0.1)
-    assert smooth == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)), abs=1e-5)
+    assert smooth == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)), abs=1e-5
+    )
     mask = torch.randint(0, 4, (2, 5, 5))
     mask[0, 0] = 255
     planes = torch.randn(2, 4, 5, 5)
