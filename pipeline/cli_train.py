@@ -18,9 +18,11 @@ import tasks.multitask  # noqa: F401  # makes the modules reachable by bare name
 from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
+from pipeline.callbacks.pictures import Pictures
+from pipeline.callbacks.record import CurvePictures
 from pipeline.data.module import VisionData
 from pipeline.errors import CheckpointError, ConfigError, TrifocalError, nearest
-from pipeline.tracking import RunLogger, TrackRun
+from pipeline.tracking import RunLogger, TrackRun, run_of
 from tasks.module import VisionModule
 
 
@@ -69,6 +71,12 @@ class TrifocalCLI(LightningCLI):
             config["ckpt_path"] = str(newest_checkpoint(Path(config["trainer"]["default_root_dir"]), path))
         elif path and not Path(path).is_file():
             raise CheckpointError(f"checkpoint {path} does not exist; `--ckpt_path last` finds the newest run's")
+        # Known before anything is logged: the logger opens its run long before Lightning reads the checkpoint.
+        logger = config["trainer"].get("logger")
+        if config.get("ckpt_path") and isinstance(logger, Namespace) and "init_args" in logger:
+            given = logger["init_args"]
+            if "run_id" in given and given["run_id"] is None:
+                given["run_id"] = run_of(Path(config["ckpt_path"]))
 
 
 def main(argv: list[str]) -> int:
@@ -90,7 +98,7 @@ def run(argv: list[str]) -> TrifocalCLI:
                 VisionData,
                 subclass_mode_model=True,
                 save_config_callback=ConfigToRun,
-                trainer_defaults={"callbacks": [_restoring(restore), CountFailures(), TrackRun()]},
+                trainer_defaults={"callbacks": [_restoring(restore), CountFailures(), TrackRun(), Pictures(), CurvePictures()]},
                 seed_everything_default=0,
                 parser_kwargs={"default_env": True, "env_prefix": "TRIFOCAL"},
                 args=argv,

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import subprocess
-import sys
+import pickle
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.errors import ConfigError
+from pipeline.provenance import clean, code_version, environment, flatten
+from pipeline.store import plain_reason, probe, public_uri, refused, store_errors
 
 log = logging.getLogger(__name__)
-
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "albumentations",
-    "segmentation-models-pytorch",
-    "timm",
-    "mlflow",
-    "numpy",
-)
 
 
 class RunLogger(Logger):
@@ -60,6 +48,7 @@ class RunLogger(Logger):
         self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
         self._artifacts, self._offline = artifacts, Path(offline)
         self._client: Any = None
+        self._final: str | None = None
         self.down = False
 
     @property
@@ -91,14 +80,14 @@ class RunLogger(Logger):
         # A store that is down must not hold training up.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        if self._uri.startswith("sqlite:///"):
-            Path(self._uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         try:
+            probe(self._uri, timeout=5)
             client = MlflowClient(self._uri)
             experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:
@@ -106,18 +95,35 @@ class RunLogger(Logger):
                 identity = client.create_experiment(self._experiment, artifact_location=place)
             else:
                 identity = experiment.experiment_id
+            if self._run is not None and not self._take_up(client, self._run):
+                self._run = None
             if self._run is None:
                 self._run = client.create_run(identity, run_name=self._run_name).info.run_id
-            else:
-                client.update_run(self._run, status="RUNNING")
         except MlflowException as error:
             if "unsupported" in str(error).lower() or "invalid" in str(error).lower():
                 raise ConfigError(f"trainer.logger: tracking_uri {self._uri!r}: {error}") from error
             self._lose(error)
-        except OSError as error:
+        except store_errors() as error:
             self._lose(error)
         else:
             self._client = client
+
+    def _take_up(self, client: Any, run: str) -> bool:
+        """Sets a run to running; False when the store has no such run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.update_run(run, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("MLflow at %s has no run %s; a new one starts", public_uri(self._uri), run)
+            return False
+        return True
+
+    def end_as(self, status: str) -> None:
+        """The status the run will end with, whatever `finalize` is told later (KILLED after a signal)."""
+        self._final = status
 
     def resume(self, run_id: str) -> None:
         """Goes on in a run instead of opening a new one."""
@@ -126,10 +132,10 @@ class RunLogger(Logger):
 
     def _lose(self, error: BaseException) -> None:
         if not self.down:
-            reason = " ".join(str(error).split())[:200]
+            reason = plain_reason(error)
             log.warning(
                 "MLflow at %s cannot be reached (%s); training goes on, its record is kept in %s",
-                self._uri,
+                public_uri(self._uri),
                 reason,
                 self._offline,
             )
@@ -139,19 +145,21 @@ class RunLogger(Logger):
         """One call to the store, or one line in the local record."""
         self.start()
         if self._client is not None:
-            from mlflow.exceptions import MlflowException
-
             try:
                 getattr(self._client, what)(self._run, **call)
-            except (MlflowException, OSError) as error:
-                if "Changing param values" in str(error):
-                    return
-                self._lose(error)
+            except store_errors() as error:
+                if refused(error):
+                    log.warning("MLflow refused %s (%s); it is kept in %s", what, plain_reason(error), self._offline)
+                else:
+                    self._lose(error)
             else:
                 return
-        self._offline.parent.mkdir(parents=True, exist_ok=True)
-        with self._offline.open("a") as file:
-            file.write(json.dumps({"time": time.time(), "call": what, **content}, default=str) + "\n")
+        try:
+            self._offline.parent.mkdir(parents=True, exist_ok=True)
+            with self._offline.open("a") as file:
+                file.write(json.dumps({"time": time.time(), "call": what, **content}, default=str) + "\n")
+        except OSError as error:
+            log.warning("the record cannot be kept in %s either: %s", self._offline, error)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -172,7 +180,10 @@ class RunLogger(Logger):
         known: dict[str, str] = {}
         self.start()
         if self._client is not None:
-            known = self._client.get_run(self._run).data.params
+            try:
+                known = self._client.get_run(self._run).data.params
+            except store_errors() as error:
+                self._lose(error)
         fresh = [Param(key, value[:500]) for key, value in flat.items() if key not in known]
         changed = [RunTag(f"changed.{k}", v[:500]) for k, v in flat.items() if k in known and known[k] != v[:500]]
         for at in range(0, len(fresh), 90):
@@ -221,44 +232,7 @@ class RunLogger(Logger):
         """Ends the run: finished, failed, or killed."""
         if self._client is not None:
             known = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-            self._send("set_terminated", {"status": status}, status=known.get(status, "FINISHED"))
-
-
-def clean(name: str) -> str:
-    """A metric name that MLflow accepts: letters, digits, and _ - . space : /."""
-    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `a.b.c: text`; lists stay one value."""
-    out: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            out |= flatten(value, f"{name}.")
-        else:
-            out[clean(name)] = str(value)
-    return out
-
-
-def code_version() -> dict[str, str]:
-    """Git commit and whether the tree had changes; empty outside a repository."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)  # noqa: S603, S607
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    return {} if commit is None else {"code.commit": commit, "code.dirty": str(bool(git("status", "--porcelain")))}
-
-
-def environment() -> dict[str, str]:
-    """Python, platform and package versions."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    return {"python": sys.version.split()[0], "platform": platform.platform(), **versions}
+            self._send("set_terminated", {"status": status}, status=self._final or known.get(status, "FINISHED"))
 
 
 class TrackRun(L.Callback):
@@ -320,7 +294,10 @@ class TrackRun(L.Callback):
         self._stop_watching()
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit)) or "SIGTERM" in type(exception).__name__
         for logger in self._loggers(trainer):
-            logger.finalize("killed" if stopped else "failed")
+            if stopped:  # Lightning itself says `failed` after this
+                logger.end_as("KILLED")
+            else:
+                logger.finalize("failed")
 
     def _stop_watching(self) -> None:
         if self._monitor is not None:
@@ -340,3 +317,14 @@ class TrackRun(L.Callback):
 def trainer_is_child() -> bool:
     """Whether this process is a worker that another one started for it (its rank is above 0)."""
     return getattr(rank_zero_only, "rank", None) not in {0, None}
+
+
+def run_of(checkpoint: Path) -> str | None:
+    """Id of the run that wrote a checkpoint, for `RunLogger(run_id=...)`; None where the file does not say."""
+    import torch
+
+    try:
+        run = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("mlflow_run_id")
+    except (OSError, RuntimeError, ValueError, AttributeError, pickle.UnpicklingError):
+        return None
+    return str(run) if run else None

@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from pipeline.errors import CheckpointError
 
@@ -19,13 +21,15 @@ class WholeFileIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Saves a checkpoint; raises CheckpointError naming the path when the disk is full or not writable."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             super().save_checkpoint(checkpoint, part, storage_options)
             os.replace(part, target)  # noqa: PTH105  # the standard name for an atomic rename
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
             raise CheckpointError(
                 f"checkpoint {target} could not be written ({error}); the previous one is intact."
                 f" Free some space, then go on with --ckpt_path last"
@@ -61,8 +65,16 @@ class Checkpoints(ModelCheckpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Ctrl-C and SIGTERM: saves where training stands."""
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit)) or "SIGTERM" in type(exception).__name__
-        if stopped and trainer.training and self.dirpath:
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0 and self.dirpath:
+            try:
+                trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            except CheckpointError as error:
+                rank_zero_warn(str(error))
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Without the figure (no validation data) there is no best, only a last."""
+        if self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
 
 def newest_checkpoint(root: Path, which: str) -> Path:

@@ -21,6 +21,7 @@ class CountFailures(L.Callback):
     def __init__(self, allowed: float = 0.01) -> None:
         self.allowed, self.seen = allowed, 0
         self.failures: dict[str, int] = {}
+        self._told = 0
 
     def _count(self, batch: Batch) -> None:
         self.seen += len(batch)
@@ -37,8 +38,26 @@ class CountFailures(L.Callback):
         """Counts."""
         self._count(batch)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+    def on_validation_batch_end(self, trainer: Any, *args: Any, **_: Any) -> None:
+        """Counts, but not in the sanity check, whose images come again."""
+        if not trainer.sanity_checking:
+            self._count(args[2])
+
+    def on_test_batch_end(self, trainer: Any, *args: Any, **_: Any) -> None:  # noqa: ARG002
+        """Counts."""
+        self._count(args[2])
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
         """Names them."""
-        if self.failures:
-            listed = "\n  ".join(self.failures)
-            rank_zero_warn(f"{len(self.failures)} images could not be read and were replaced:\n  {listed}")
+        self._tell()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+        """Names them also when the run stops early."""
+        self._tell()
+
+    def _tell(self) -> None:
+        if len(self.failures) > self._told:
+            self._told = len(self.failures)
+            shown = list(self.failures)[:20]
+            more = f"\n  and {self._told - 20} more" if self._told > 20 else ""
+            rank_zero_warn(f"{self._told} images could not be read and were replaced:\n  " + "\n  ".join(shown) + more)
