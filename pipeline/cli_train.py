@@ -98,14 +98,16 @@ def run(argv: list[str]) -> TrifocalCLI:
                 VisionData,
                 subclass_mode_model=True,
                 save_config_callback=ConfigToRun,
-                trainer_defaults={"callbacks": [_restoring(restore), CountFailures(), TrackRun(), Pictures(), CurvePictures()]},
+                trainer_defaults={
+                    "callbacks": [_restoring(restore), CountFailures(), TrackRun(), Pictures(), CurvePictures()]
+                },
                 seed_everything_default=0,
                 parser_kwargs={"default_env": True, "env_prefix": "TRIFOCAL"},
                 args=argv,
             )
     except SystemExit as leaving:
         text = captured.getvalue()
-        if leaving.code in {0, None} or not text.strip():
+        if leaving.code != 2 or not text.strip():  # the parser's own exit code; 143 is SIGTERM's
             raise
         raise ConfigError(explain(text, argv)) from None
     except (TypeError, ValueError) as error:
