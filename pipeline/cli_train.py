@@ -12,18 +12,23 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-import tasks.multitask  # noqa: F401  # makes the modules reachable by bare name
+import tasks.multitask  # makes the modules reachable by bare name
 from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.callbacks.pictures import Pictures
 from pipeline.callbacks.record import CurvePictures
+from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
-from pipeline.errors import CheckpointError, ConfigError, TrifocalError, nearest
+from pipeline.errors import CheckpointError, ConfigError, TrifocalError
 from pipeline.tracking import RunLogger, TrackRun, run_of
 from tasks.module import VisionModule
+
+MODULES = (tasks.multitask.ClassificationModule, tasks.multitask.DetectionModule, tasks.multitask.SegmentationModule)
 
 
 class ConfigToRun(SaveConfigCallback):
@@ -97,6 +102,7 @@ def run(argv: list[str]) -> TrifocalCLI:
                 VisionModule,
                 VisionData,
                 subclass_mode_model=True,
+                auto_configure_optimizers=False,
                 save_config_callback=ConfigToRun,
                 trainer_defaults={
                     "callbacks": [_restoring(restore), CountFailures(), TrackRun(), Pictures(), CurvePictures()]
@@ -106,16 +112,19 @@ def run(argv: list[str]) -> TrifocalCLI:
                 args=argv,
             )
     except SystemExit as leaving:
-        text = captured.getvalue()
-        if leaving.code != 2 or not text.strip():  # the parser's own exit code; 143 is SIGTERM's
+        if leaving.code != 2 or captured.closed or not captured.getvalue().strip():  # 2 is the parser's exit code
             raise
-        raise ConfigError(explain(text, argv)) from None
-    except (TypeError, ValueError) as error:
-        # jsonargparse wraps what a constructor raises.
+        raise ConfigError(explain(captured.getvalue(), argv)) from None
+    except ConfigError as error:
+        raise ConfigError(locate(str(error), argv)) from None
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        # jsonargparse wraps what a constructor raises; before the trainer runs, only the config can be wrong.
         told = _inner(error)
+        if told is None and (isinstance(error, MisconfigurationException) or not captured.closed):
+            told = ConfigError(" ".join(str(error).split())[:400])
         if told is None:
             raise
-        raise told from None
+        raise (ConfigError(locate(str(told), argv)) if isinstance(told, ConfigError) else told) from None
 
 
 def _inner(error: BaseException) -> TrifocalError | None:
@@ -134,8 +143,13 @@ def _stderr_of_parsing(captured: io.StringIO) -> Any:
     """Catches what the parser prints, until the trainer starts."""
     real = sys.stderr
     sys.stderr = captured
+
+    def restore() -> None:
+        captured.close()
+        sys.stderr = real
+
     try:
-        yield lambda: setattr(sys, "stderr", real)
+        yield restore
     finally:
         sys.stderr = real
 
@@ -174,39 +188,17 @@ def head_options(argv: list[str]) -> list[str]:
 
 
 def explain(text: str, argv: list[str]) -> str:
-    """One line out of jsonargparse's report: the key or value, the file it stands in, the nearest spelling."""
+    """One line out of what the parser printed: the mistake itself where it can be found, else the parser's words."""
+    models: dict[str, type] = {kind.__name__: kind for kind in (tasks.multitask.MultiTaskModule, *MODULES)}
+    told = diagnose(
+        argv, {"data": VisionData, "trainer": Trainer, "checkpoints": Checkpoints, "ema": AverageWeights}, models
+    )
+    if told is not None:
+        return told
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if not line.lower().startswith(("usage:", "tip:", "warning"))]
-    at = next((i for i, line in enumerate(told) if line.startswith("error:")), 0)
-    message = " ".join(told[at:]).removeprefix("error:").strip()
-    wrong = re.search(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected|[Uu]nrecognized arguments?:? -*([\w.]+)", message)
-    if wrong:
-        key = (wrong.group(1) or wrong.group(2)).rsplit(".", 1)[-1]
-        return f"unknown key {key!r}{nearest(key, _known_keys())}{_where(key, argv)}"
-    return (message[:400] + (" …" if len(message) > 400 else "")) + _where(None, argv)
-
-
-def _known_keys() -> list[str]:
-    import inspect
-
-    from lightning import Trainer
-
-    return [name for kind in (VisionModule, VisionData, Trainer) for name in inspect.signature(kind).parameters]
-
-
-def _where(key: str | None, argv: list[str]) -> str:
-    """` (in FILE)` for the config file that holds the key, or the command line."""
-    files = [argv[i + 1] for i, item in enumerate(argv[:-1]) if item in {"-c", "--config"}]
-    files += [item.split("=", 1)[1] for item in argv if item.startswith("--config=")]
-    if key is None:
-        return ""
-    for file in files:
-        path = Path(file)
-        if path.is_file():
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                if re.match(rf"\s*-?\s*{re.escape(key)}\s*:", line):
-                    return f" (in {file}, line {number})"
-    return " (on the command line)"
+    at = next((i for i, line in enumerate(lines) if line.startswith("error:")), 0)
+    message = " ".join(lines[at:]).removeprefix("error:").strip()
+    return locate(message[:400] + (" …" if len(message) > 400 else ""), argv)
 
 
 def plain(config: Namespace) -> dict[str, Any]:
