@@ -53,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning has saved, and leaves with 1
+            return 130
+        raise
 
 
 def _dispatch(command: str, rest: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import sys
 import warnings
@@ -72,6 +73,8 @@ class TrifocalCLI(LightningCLI):
         """Turns `--ckpt_path last` into the newest run's last checkpoint."""
         config = self.config[self.subcommand]
         path = config.get("ckpt_path")
+        if config.get("weights_only") is None:
+            config["weights_only"] = True  # a checkpoint is never unpickled
         if path in {"last", "best"}:
             config["ckpt_path"] = str(newest_checkpoint(Path(config["trainer"]["default_root_dir"]), path))
         elif path and not Path(path).is_file():
@@ -89,6 +92,7 @@ def main(argv: list[str]) -> int:
     # Loaders without workers are chosen on purpose where the data is drawn, not read.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*tensorboardX.*|.*isinstance.treespec.*|.*LeafSpec.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
     run(head_options(argv))
     return 0
 

@@ -16,7 +16,7 @@ from pipeline.labels import LabelSpace
 from pipeline.records import Batch
 from tasks.head import HeadMetrics, Losses, labelled
 from tasks.network import build_network, select_heads
-from tasks.optim import build_optimizer, parameter_groups, warmup_cosine
+from tasks.optim import build_optimizer, carry_over, parameter_groups, warmup_cosine
 
 
 class VisionModule(L.LightningModule):
@@ -295,20 +295,8 @@ class VisionModule(L.LightningModule):
                 f"the checkpoint is of another network: {len(unlike)} weights differ, first {unlike[0]!r};"
                 f" use the config it was trained with (backbone {checkpoint['hyper_parameters'].get('backbone')!r})"
             )
-        old = checkpoint["hyper_parameters"]
-        for state in checkpoint.get("optimizer_states", []):
-            for group in state["param_groups"]:
-                self._override(group, old)
-        for state in checkpoint.get("lr_schedulers", []):
-            if "base_lrs" in state and old["lr"] != self.lr:
-                state["base_lrs"] = [value * self.lr / old["lr"] for value in state["base_lrs"]]
-
-    def _override(self, group: dict[str, Any], old: dict[str, Any]) -> None:
-        for key in ("lr", "initial_lr"):
-            if key in group and old["lr"] != self.lr:
-                group[key] *= self.lr / old["lr"]
-        if group["weight_decay"] > 0 or "no_decay" not in group.get("name", ""):
-            group["weight_decay"] = self.weight_decay
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            carry_over(checkpoint, self.settings)
 
 
 def _tensors(value: Any) -> list[Tensor]:

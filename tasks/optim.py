@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import nn, optim
 
+from pipeline.errors import CheckpointError
+
 
 def parameter_groups(
     module: nn.Module, backbone: nn.Module, lr: float, backbone_lr_factor: float, weight_decay: float
@@ -47,3 +49,44 @@ def warmup_cosine(total: int, warmup: int, final: float) -> Callable[[int], floa
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def carry_over(checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
+    """Makes a checkpoint's optimiser and schedule go on with the values given now; changes it in place.
+
+    Args:
+        checkpoint: Lightning's, with the `hyper_parameters` it was trained with.
+        given: `lr`, `backbone_lr_factor`, `schedule`, `optimizer`, `momentum` and `weight_decay` of this run.
+
+    Raises:
+        CheckpointError: another optimiser, whose state cannot be carried over.
+    """
+    old = checkpoint["hyper_parameters"]
+    if old["optimizer"] != given["optimizer"]:
+        raise CheckpointError(
+            f"the checkpoint was trained with optimizer {old['optimizer']!r}, whose state {given['optimizer']!r} cannot"
+            f" take up; go on with model.optimizer {old['optimizer']}, or start a new run"
+        )
+    restarted = old["schedule"] != given["schedule"]
+    groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+    for group in groups:
+        shared = str(group["name"]).startswith("backbone")
+        base, new = (v["lr"] * (v["backbone_lr_factor"] if shared else 1.0) for v in (old, given))
+        group["lr"] = new if restarted else group["lr"] * new / base
+        if "initial_lr" in group:
+            group["initial_lr"] = new
+        if "betas" in group:
+            group["betas"] = (given["momentum"], group["betas"][1])
+        else:
+            group["momentum"] = given["momentum"]
+        if not str(group["name"]).endswith("no_decay"):
+            group["weight_decay"] = given["weight_decay"]
+    if restarted:
+        step, rates = checkpoint["global_step"], [group["lr"] for group in groups]
+        cosine = {"last_epoch": step, "_step_count": step + 1, "base_lrs": rates, "_last_lr": rates}
+        fresh = [cosine | {"lr_lambdas": [None] * len(groups)}]
+        checkpoint["lr_schedulers"] = fresh if given["schedule"] == "cosine" else []
+        return
+    for state in checkpoint.get("lr_schedulers", []):
+        if "base_lrs" in state:
+            state["base_lrs"] = [group["initial_lr"] for group in groups]

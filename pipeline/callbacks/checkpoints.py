@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ class Checkpoints(ModelCheckpoint):
 
     Args:
         every_n_epochs: epochs between checkpoints.
+        every_minutes: in a longer epoch, minutes between saves of `last.ckpt`; 0 = only at its end.
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
+    def __init__(self, every_n_epochs: int = 1, every_minutes: float = 5.0) -> None:
+        self.every_minutes, self._saved_at = every_minutes, time.monotonic()
         super().__init__(
             monitor="val/score",
             mode="max",
@@ -61,6 +64,36 @@ class Checkpoints(ModelCheckpoint):
             self.dirpath = str(Path(trainer.default_root_dir) / "runs" / trainer.strategy.broadcast(name))
         trainer.strategy.checkpoint_io = WholeFileIO()
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Saves in mid-epoch where epochs are long."""
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        due = self.every_minutes > 0 and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        if trainer.world_size > 1:  # the processes' clocks differ: the first one decides, now and then
+            due = trainer.global_step % 50 == 0 and trainer.strategy.broadcast(due)
+        if due:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """What was just saved as the best is linked, not written again."""
+        self._saved_at = time.monotonic()
+        best = Path(self.best_model_path) if self.best_model_path else None
+        fresh = (
+            self._last_checkpoint_saved == self.best_model_path and self._last_global_step_saved == trainer.global_step
+        )
+        if best is None or not fresh or not best.is_file() or trainer.world_size > 1:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+            return
+        target = best.with_name("last.ckpt")
+        part = target.with_name("last.ckpt.part")
+        part.unlink(missing_ok=True)
+        try:
+            os.link(best, part)  # checkpoints are replaced, never written into: the link keeps this one
+        except OSError:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+            return
+        os.replace(part, target)  # noqa: PTH105  # the standard name for an atomic rename
+        self.last_model_path = str(target)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Ctrl-C and SIGTERM: saves where training stands."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
 
 from pipeline.errors import TooManyBadImagesError
 from pipeline.records import Batch
@@ -60,4 +60,5 @@ class CountFailures(L.Callback):
             self._told = len(self.failures)
             shown = list(self.failures)[:20]
             more = f"\n  and {self._told - 20} more" if self._told > 20 else ""
-            rank_zero_warn(f"{self._told} images could not be read and were replaced:\n  " + "\n  ".join(shown) + more)
+            lines = f"{self._told} images could not be read and were replaced:\n  " + "\n  ".join(shown) + more
+            sys.stderr.write(lines + "\n")
