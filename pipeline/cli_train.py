@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
@@ -26,6 +28,7 @@ from pipeline.callbacks.record import CurvePictures
 from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
 from pipeline.errors import CheckpointError, ConfigError, TrifocalError
+from pipeline.hardware import cpu_limit
 from pipeline.tracking import RunLogger, TrackRun, run_of
 from tasks.module import VisionModule
 
@@ -93,6 +96,8 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*tensorboardX.*|.*isinstance.treespec.*|.*LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cpu_limit())
     run(head_options(argv))
     return 0
 
@@ -132,14 +137,16 @@ def run(argv: list[str]) -> TrifocalCLI:
 
 
 def _inner(error: BaseException) -> TrifocalError | None:
-    """The TrifocalError that a chain of wrapped errors, or jsonargparse's text about a union, holds."""
+    """The TrifocalError at the root of a chain of wrapped errors, or what a missing package says."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, TrifocalError):
             return link
+        if isinstance(link, ImportError):
+            return ConfigError(" ".join(str(link).split()))
         link = link.__cause__ or link.__context__
-    told = re.search(r"Errors:\s*\n\s*- (.+)", str(error))
-    return ConfigError(told.group(1)) if told else None
+    told = re.search(r"Errors:\s*\n\s*- (.+(?:\n\s{6,}.+)*)", str(error))
+    return ConfigError(" ".join(told.group(1).split())) if told else None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pipeline.labels import LabelSpace
 from pipeline.records import Batch
 from tasks.head import HeadMetrics, Losses, labelled
 from tasks.network import build_network, select_heads
-from tasks.optim import build_optimizer, carry_over, parameter_groups, warmup_cosine
+from tasks.optim import align_schedules, build_optimizer, carry_over, parameter_groups, warmup_cosine
 
 
 class VisionModule(L.LightningModule):
@@ -112,6 +112,10 @@ class VisionModule(L.LightningModule):
         if stage == "fit" and self.balancer.aggregates and self.trainer.world_size > 1:
             raise ConfigError("balancing by gradients runs in one process; take 'uncertainty' or 'dwa', or devices: 1")
 
+    def on_train_start(self) -> None:
+        """Takes over a rate that a learning-rate finder has set after the schedule was built."""
+        align_schedules(self.trainer.optimizers, self.lr_schedulers(), self.lr, self.backbone_lr_factor)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Seeds the step, so that a resumed run draws what an unbroken one would have drawn."""
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
@@ -188,11 +192,12 @@ class VisionModule(L.LightningModule):
         grads = {n: torch.autograd.grad(x, shared, retain_graph=True, allow_unused=True) for n, x in losses.items()}
         flat = {name: flatten_gradients(grad, shared) for name, grad in grads.items()}
         names = list(flat)
-        self.log_dict({f"gradients/{name}/norm": vector.norm() for name, vector in flat.items()})
+        norms = {f"gradients/{name}/norm": vector.norm() for name, vector in flat.items()}
+        self.log_dict(norms, on_step=False, on_epoch=True)
         for i, one in enumerate(names):
             for other in names[i + 1 :]:
                 cosine = nn.functional.cosine_similarity(flat[one], flat[other], dim=0)
-                self.log(f"gradients/{one}+{other}/cosine", cosine)
+                self.log(f"gradients/{one}+{other}/cosine", cosine, on_step=False, on_epoch=True)
 
     def _account(self, name: str, value: Tensor) -> None:
         value = value.detach()

@@ -51,6 +51,19 @@ def warmup_cosine(total: int, warmup: int, final: float) -> Callable[[int], floa
     return factor
 
 
+def align_schedules(optimizers: list[optim.Optimizer], schedules: Any, lr: float, backbone_lr_factor: float) -> None:
+    """Makes schedules aim at `lr` (the backbone's groups at its factor), where they were built for another rate."""
+    found = schedules if isinstance(schedules, list) else [schedules]
+    for optimizer, schedule in zip(optimizers, found, strict=False):
+        if not isinstance(schedule, optim.lr_scheduler.LambdaLR):
+            continue
+        for i, group in enumerate(optimizer.param_groups):
+            base = lr * (backbone_lr_factor if str(group["name"]).startswith("backbone") else 1.0)
+            if not math.isclose(schedule.base_lrs[i], base):
+                schedule.base_lrs[i] = group["initial_lr"] = base
+                group["lr"] = base * schedule.lr_lambdas[i](schedule.last_epoch)
+
+
 def carry_over(checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
     """Makes a checkpoint's optimiser and schedule go on with the values given now; changes it in place.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pipeline.data.sampling import EvalBatches, TrainBatches
 from pipeline.data.shapes import read_shapes
 from pipeline.data.split import split_records
 from pipeline.errors import ConfigError, DataError
+from pipeline.hardware import cpu_limit
 from pipeline.labels import LabelSpace
 from pipeline.records import Boxes, Record
 
@@ -179,7 +179,7 @@ class VisionData(L.LightningDataModule):
     def _workers(self) -> int:
         if self.workers >= 0:
             return self.workers
-        return 0 if not self.sources else min(4, len(os.sched_getaffinity(0)))
+        return 0 if not self.sources else min(4, cpu_limit())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

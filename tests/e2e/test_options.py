@@ -1,0 +1,90 @@
+"""What a config may switch on: finders, early stopping, plateau, SGD, freezing, balancing, every balancer on the real command."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from tests.e2e.test_commands import TINY, runs_of
+
+QUICK = [*TINY, "--data.shapes", "{images: 30, size: 32}", "--data.size", "32", "--data.batch_size", "6"]
+
+
+def overlay(folder, content) -> list[str]:
+    file = folder / "overlay.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return ["--config", str(file)]
+
+
+def with_callback(folder, name, **arguments) -> list[str]:
+    return overlay(folder, {"trainer": {"callbacks": [{"class_path": name, "init_args": arguments}]}})
+
+
+def last(folder):
+    return torch.load(next(folder.glob("outputs/runs/*/last.ckpt")), weights_only=True)
+
+
+def test_the_learning_rate_finder_sets_the_rate(command, tmp_path):
+    options = with_callback(
+        tmp_path, "LearningRateFinder", num_training_steps=20, min_lr=1e-6, max_lr=1e-2, early_stop_threshold=None
+    )
+    code, _, err = command("fit", *QUICK, *options, "--trainer.max_epochs", "6")
+    assert code == 0, err[-2000:]
+    (found,) = {group["initial_lr"] for group in last(tmp_path)["optimizer_states"][0]["param_groups"]}
+    assert found != pytest.approx(1e-3)
+    client, (run,) = runs_of(tmp_path)
+    highest = max(metric.value for metric in client.get_metric_history(run.info.run_id, "lr"))
+    assert 0.5 * found < highest <= found  # the cosine falls from there
+
+
+def test_the_batch_size_finder_sets_the_batch(command, tmp_path):
+    options = with_callback(tmp_path, "BatchSizeFinder", max_trials=2, steps_per_trial=1, init_val=2)
+    code, _, err = command("fit", *QUICK, *options, "--trainer.max_epochs", "1")
+    assert code == 0, err[-2000:]
+    # Two trials find that 2 and 4 fit: 24 training images are then 6 steps, not the 4 of batches of 6.
+    assert last(tmp_path)["global_step"] == 6
+
+
+def test_early_stopping_stops(command, tmp_path):
+    options = with_callback(
+        tmp_path, "EarlyStopping", monitor="val/score", mode="max", patience=1, min_delta=2.0, verbose=False
+    )
+    code, _, err = command("fit", *QUICK, *options, "--trainer.max_epochs", "9")
+    assert code == 0, err[-2000:]
+    assert last(tmp_path)["epoch"] == 1
+
+
+def test_a_frozen_backbone_keeps_its_weights_until_its_epoch(command, tmp_path):
+    options = with_callback(tmp_path, "pipeline.callbacks.freeze.Freeze", until_epoch=2)
+    code, _, err = command("fit", *QUICK, *options, "--trainer.max_epochs", "2", "--ema.decay", "0")
+    assert code == 0, err[-2000:]
+    trained = last(tmp_path)
+    torch.manual_seed(0)
+    moved = trained["optimizer_states"][0]["state"]
+    groups = {group["name"]: group["params"] for group in trained["optimizer_states"][0]["param_groups"]}
+    assert not set(groups["backbone"]) & set(moved)
+    assert set(groups["heads"]) <= set(moved)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.schedule", "plateau"],
+        ["--model.optimizer", "sgd", "--model.lr", "0.01", "--model.l1", "1e-6", "--model.l2", "1e-5"],
+        ["--model.balancing", "uncertainty", "--model.backbone_lr_factor", "0.1"],
+        ["--model.balancing", "dwa", "--trainer.accumulate_grad_batches", "2"],
+        ["--model.balancing", "UPGrad", "--model.log_gradients_every", "1"],
+        ["--model.balancing", "{kind: fixed, weights: {objects: 2.0}}", "--trainer.precision", "bf16-mixed"],
+    ],
+    ids=["plateau", "sgd", "uncertainty", "dwa", "upgrad", "fixed"],
+)
+def test_a_setting_trains(options, command, tmp_path):
+    code, _, err = command("fit", *QUICK, *options)
+    assert code == 0, err[-2000:]
+    (run,) = runs_of(tmp_path)[1]
+    assert run.info.status == "FINISHED"
+    assert {"weight/objects", "weight/surface", "train/objects/loss", "train/scene/loss"} <= set(run.data.metrics)
+    if "--model.log_gradients_every" in options:
+        assert any(name.endswith("/norm") for name in run.data.metrics)
+        assert any(name.endswith("/cosine") for name in run.data.metrics)
