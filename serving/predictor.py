@@ -16,7 +16,7 @@ from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from serving.answers import Answer, Options, answer_of
 from serving.engines.base import Engine, Outputs
-from serving.engines.registry import load_engine
+from serving.engines.choose import Choice, open_engine
 
 ALL = Options()
 
@@ -34,30 +34,32 @@ class Predictor:
     Args:
         bundle: the exported network.
         engine: loaded over it.
+        choice: how the engine was chosen, to be shown.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, choice: Choice | None = None) -> None:
         self.bundle, self.engine = bundle, engine
+        self.choice = choice or Choice(engine.report().spec)
         self.heads = bundle.manifest.heads
         self.size = bundle.manifest.input.size
 
     @classmethod
-    def load(cls, bundle_dir: Path, engine: str = "auto", threads: int | None = None) -> Predictor:
+    def load(cls, bundle_dir: Path, engine: str = "auto", threads: int | None = None, streams: int = 1) -> Predictor:
         """Opens a bundle on an engine.
 
         Args:
             bundle_dir: the bundle's folder.
             engine: `auto`, or a name such as `onnxruntime`, `onnxruntime:int8`, `openvino:bf16`.
-            threads: threads of one `infer`; None takes every core, 1 suits several calls side by side.
+            threads: threads of one `infer`; None shares the cores among the streams.
+            streams: calls of `infer` that run side by side; more wait where the engine cannot take them.
 
         Raises:
             BundleError: a bundle that is missing, altered or newer than this version.
             EngineError: an engine that is unknown, not installed or cannot run here.
         """
         bundle = read_bundle(Path(bundle_dir))
-        if engine == "auto":
-            engine = "onnxruntime"
-        return cls(bundle, load_engine(bundle, engine, threads))
+        choice, loaded = open_engine(bundle, engine, threads, streams)
+        return cls(bundle, loaded, choice)
 
     def decode(self, source: bytes | Path, name: str = "image") -> Prepared:
         """An encoded image, or its file, upright and letterboxed as in training's evaluation; raises ImageError."""

@@ -45,3 +45,8 @@ class Engine(Protocol):
 def grey(batch: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A batch of grey images of (height, width)."""
     return np.full((batch, *size, 3), 114, np.uint8)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

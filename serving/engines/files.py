@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,12 +31,13 @@ def require_self_contained(data: bytes, path: Path) -> None:
         raise BundleError(f"{path} keeps its weights in another file, which a bundle must not; export it again")
 
 
-def require_torchscript(path: Path) -> None:
-    """Raises BundleError for a file that is no TorchScript archive: a pickle, or a plain torch.save."""
-    if not zipfile.is_zipfile(path):
-        raise BundleError(f"{path} is not a TorchScript file (a pickle in its place is not read); export it again")
-    with zipfile.ZipFile(path) as archive:
-        inner = {name.split("/", 1)[-1] for name in archive.namelist()}
+def require_torchscript(data: bytes, path: Path) -> None:
+    """Raises BundleError for bytes that are no TorchScript archive: a pickle, or a plain torch.save."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            inner = {name.split("/", 1)[-1] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        inner = set()
     if "data.pkl" not in inner or "constants.pkl" not in inner or not any(n.startswith("code/") for n in inner):
         raise BundleError(f"{path} is not a TorchScript file (a pickle in its place is not read); export it again")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
 from pipeline.errors import EngineError
-from serving.engines.base import EngineReport, Outputs, grey
+from serving.engines.base import EngineReport, Outputs, first_line, grey
 from serving.engines.files import require_self_contained
 
 NAME = "onnxruntime"
@@ -21,14 +23,21 @@ _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionPro
 
 def available(variant: str) -> str | None:
     """None where the variant can run here, else why not and what to do."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
+    if importlib.util.find_spec("onnxruntime") is None:
         return f"onnxruntime is not installed: {INSTALL}"
     provider = _PROVIDERS.get(variant)
-    if provider is not None and provider not in ort.get_available_providers():
+    if provider is None:
+        return None
+    import onnxruntime as ort
+
+    if provider not in ort.get_available_providers() or not Path("/dev/nvidiactl").exists():
         return f"ONNX Runtime has no {provider} here: it needs an NVIDIA GPU and pip install onnxruntime-gpu"
     return None
+
+
+def file_of(bundle: Bundle, variant: str) -> str | None:
+    """The bundle's file that a variant runs."""
+    return bundle.find("onnx", "int8" if variant == "int8" else "fp32")
 
 
 class OnnxRuntimeEngine:
@@ -43,7 +52,7 @@ class OnnxRuntimeEngine:
     def __init__(self, bundle: Bundle, variant: str, threads: int) -> None:
         import onnxruntime as ort
 
-        name = bundle.find("onnx", "int8" if variant == "int8" else "fp32")
+        name = file_of(bundle, variant)
         if name is None:
             raise EngineError(f"bundle {bundle.path} has no {variant} ONNX file; export it with --int8")
         data = bundle.content(name)
@@ -58,7 +67,7 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(data, options, providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no other base
-            raise EngineError(f"{bundle.path / name}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+            raise EngineError(f"{bundle.path / name}: ONNX Runtime cannot load it: {first_line(error)}") from error
         if providers and self._session.get_providers()[0] != providers[0]:
             raise EngineError(f"engine {NAME}:{variant}: no usable GPU on this machine; take --engine {NAME}")
         self._input = bundle.manifest.input
@@ -71,7 +80,7 @@ class OnnxRuntimeEngine:
         try:
             values: list[Any] = self._session.run(self._names, {self._input.name: batch})
         except Exception as error:  # its exceptions share no other base
-            raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {_first_line(error)}") from error
+            raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {first_line(error)}") from error
         return dict(zip(self._names, values, strict=True))
 
     def warm_up(self, batch: int = 1) -> None:
@@ -83,10 +92,6 @@ class OnnxRuntimeEngine:
         return self._report
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def load(bundle: Bundle, variant: str, threads: int) -> OnnxRuntimeEngine:
+def load(bundle: Bundle, variant: str, threads: int, streams: int) -> OnnxRuntimeEngine:  # noqa: ARG001
     """The engine over a bundle; raises EngineError or BundleError."""
     return OnnxRuntimeEngine(bundle, variant, threads)

@@ -11,8 +11,8 @@ from pipeline.bundle import Bundle
 from pipeline.errors import EngineError, nearest
 from serving.engines.base import Engine
 
-ENGINES = ("onnxruntime",)
-"""Names of the engines; each is a module of this package with NAME, VARIANTS, INSTALL, `available` and `load`."""
+ENGINES = ("onnxruntime", "openvino", "torchscript")
+"""Names of the engines; each is a module of this package with NAME, VARIANTS, INSTALL, `available`, `file_of` and `load`."""
 
 
 def engine_module(name: str) -> Any:
@@ -32,13 +32,14 @@ def split_spec(spec: str) -> tuple[str, str]:
     return name, variant
 
 
-def load_engine(bundle: Bundle, spec: str, threads: int | None = None) -> Engine:
+def load_engine(bundle: Bundle, spec: str, threads: int | None = None, streams: int = 1) -> Engine:
     """A loaded engine.
 
     Args:
         bundle: the network.
         spec: `name` or `name:variant`.
-        threads: threads of one call; None takes every core this process may use.
+        threads: threads of one call; None shares the cores this process may use among the streams.
+        streams: calls that will run side by side.
 
     Raises:
         EngineError: unknown, not installed (says what to install), or no GPU.
@@ -49,8 +50,17 @@ def load_engine(bundle: Bundle, spec: str, threads: int | None = None) -> Engine
     reason = module.available(variant)
     if reason is not None:
         raise EngineError(f"engine {name}:{variant}: {reason}")
-    engine: Engine = module.load(bundle, variant, threads or usable_cores())
+    engine: Engine = module.load(bundle, variant, threads or max(1, usable_cores() // streams), streams)
     return engine
+
+
+def usable_specs(bundle: Bundle) -> list[str]:
+    """`name:variant` of everything that is installed here and that the bundle has a file for."""
+    found = []
+    for name in ENGINES:
+        module = engine_module(name)
+        found += [f"{name}:{v}" for v in module.VARIANTS if module.file_of(bundle, v) and module.available(v) is None]
+    return found
 
 
 def usable_cores() -> int:
