@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "run a checkpoint over the test split",
     "check-data": "find what is wrong with a data set before it costs a run",
     "show-data": "draw a sheet of augmented samples with their labels",
+    "export": "write a checkpoint as a bundle (ONNX, TorchScript) that is proven to answer as it does",
     "demo": "train, test and picture the three-task network on built-in data",
 }
 """Every subcommand with its line of help."""
@@ -72,6 +73,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         return show_data(rest)
     _tune_process()
     signal.signal(signal.SIGTERM, _terminated)
+    if command == "export":
+        from pipeline.export.cli import export_command
+
+        return export_command(rest)
     if command == "demo":
         from pipeline.demo import main as demo
 

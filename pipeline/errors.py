@@ -4,6 +4,9 @@ TrifocalError
 ├── ConfigError               a wrong key, class name or value in a config, on the command line or in the environment
 ├── DataError                 a data set that cannot be used: empty, missing split, unknown format, mismatching labels
 │   └── ImageError            one image that cannot be decoded
+├── BundleError               an exported folder that is missing, altered, of a newer format, or holds what it may not
+├── EngineError               an engine that is unknown, not installed, or cannot run here
+├── ExportError               a graph that cannot be exported, or that would not answer as the trained network does
 ├── CheckpointError           a checkpoint that cannot be found, read, written or fits another network
 └── TrainingError             a run that cannot go on
     ├── NonFiniteLossError    a loss became NaN or infinite
@@ -38,6 +41,18 @@ class ImageError(DataError):
 
 class CheckpointError(TrifocalError):
     """A checkpoint that cannot be found, read, written, or that fits another network."""
+
+
+class BundleError(TrifocalError):
+    """An exported folder that is missing, altered, of a newer format, or that holds what it may not."""
+
+
+class EngineError(TrifocalError):
+    """An engine that is unknown, not installed, or that cannot run on this machine or with this bundle."""
+
+
+class ExportError(TrifocalError):
+    """A graph that cannot be exported, or that would not answer as the trained network does."""
 
 
 class TrainingError(TrifocalError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from pipeline.data.cache import ImageCache
 from pipeline.data.sampling import Key
 from pipeline.errors import DataError, ImageError
 from pipeline.imaging.geometry import FILL, Letterbox
+from pipeline.imaging.letterbox import letterbox_image, place
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import Boxes, Record, Sample, SampleLabel
 
@@ -108,7 +108,8 @@ class RecordDataset(Dataset[Sample]):
         return out
 
     def _evaluation(self, record: Record) -> Sample:
-        pixels, full = self.cache.read(record.image, None)
+        # Decoded as serving decodes: no larger than the input needs.
+        pixels, full = record.image.read(max(self.size))
         frame = Letterbox.fit(full, self.size)
         labels = self._labels(record, full, full)
         full_masks = {n: m for n, m in labels.items() if isinstance(m, np.ndarray) and m.ndim == 2}
@@ -133,20 +134,4 @@ def one_hot(indices: tuple[int, ...], classes: int) -> NDArray[np.float32]:
     """Float32 (C,) with ones at the indices."""
     out = np.zeros(classes, np.float32)
     out[list(indices)] = 1
-    return out
-
-
-def letterbox_image(pixels: NDArray[np.uint8], frame: Letterbox) -> NDArray[np.uint8]:
-    """Pixels (h, w, 3) placed as the frame says, on grey (H, W, 3)."""
-    shrinks = frame.inner[0] < pixels.shape[0]
-    return place(pixels, frame, FILL, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def place(plane: NDArray[Any], frame: Letterbox, fill: int, how: int) -> NDArray[Any]:
-    """A plane (h, w[, 3]) resized to the frame's inner size, on a ground of `fill` of its target size."""
-    inner = plane if plane.shape[:2] == frame.inner else cv2.resize(plane, frame.inner[::-1], interpolation=how)
-    if frame.inner == frame.target:
-        return np.ascontiguousarray(inner)
-    out = np.full((*frame.target, *plane.shape[2:]), fill, plane.dtype)
-    out[frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]] = inner
     return out

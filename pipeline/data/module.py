@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +83,7 @@ class VisionData(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.settings = _plain_settings(locals())
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if any(side % 32 or side < 32 for side in self.size):
             raise ConfigError(f"data.size must be multiples of 32, not {list(self.size)}")
@@ -162,6 +163,17 @@ class VisionData(L.LightningDataModule):
             out[split] = {"sha256": state.hexdigest(), "images": len(records), **fields}
         return out
 
+    def state_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for the checkpoint: export measures on the same data without a config."""
+        return self.settings
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], **changed: Any) -> VisionData:
+        """The data of a checkpoint, with some settings changed."""
+        given = {**settings, **changed}
+        sources = [Source(**source) for source in given["sources"] or []] if "sources" in given else None
+        return cls(**{**given, "sources": sources or None})
+
     # --- loaders ------------------------------------------------------------------------------------------------
 
     def _dataset(self, split: str, view: View | None) -> RecordDataset:
@@ -219,6 +231,15 @@ class VisionData(L.LightningDataModule):
             "persistent_workers": workers > 0,
             "multiprocessing_context": "fork" if workers > 0 else None,
         }
+
+
+def _plain_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's arguments as values that a checkpoint may hold; folders absolute, so that any place finds them."""
+    plain = {key: value for key, value in given.items() if key not in {"self", "__class__"}}
+    if plain["root"] is not None:
+        plain["root"] = str(Path(plain["root"]).absolute())
+    plain["sources"] = [{**asdict(s), "root": str(Path(s.root).absolute())} for s in plain["sources"] or []]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -1,0 +1,249 @@
+"""The exported model's folder: its manifest, files and checksums; written and read here only.
+
+    bundle.json       what the network answers, its input, where it came from, how it was checked; a checksum per file
+    model.onnx        pixels in, answers out
+    model.ts.pt       the same graph for TorchScript
+    model.int8.onnx   a quantised variant, where asked for
+    selftest.npz      a few images and the trained network's answers, to test an engine on any machine
+
+Reading never unpickles and never writes. The folder appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BundleError
+from pipeline.labels import LabelSpace
+
+SCHEMA = 1
+"""Raised when a reader of the former schema would misread the folder."""
+
+MANIFEST = "bundle.json"
+KINDS = ("classes", "multilabel", "boxes", "mask")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What the graph takes: RGB uint8 (B, height, width, 3), letterboxed on grey `fill`; it normalises by itself.
+
+    With `dynamic_size` other heights and widths that divide by `multiple` serve as well.
+    """
+
+    height: int
+    width: int
+    fill: int
+    name: str = "images"
+    dynamic_size: bool = False
+    multiple: int = 32
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """One head: its kind and classes, the graph's outputs that are its answer, and the score from which it counts."""
+
+    kind: str
+    classes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    threshold: float
+
+    @property
+    def space(self) -> LabelSpace:
+        """The classes as a LabelSpace (for colours)."""
+        return LabelSpace(self.kind, self.classes)  # type: ignore[arg-type]  # checked when the manifest is read
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """One file: its checksum and size, and what it is (`onnx`, `torchscript`, `selftest`) in which precision."""
+
+    sha256: str
+    bytes: int
+    format: str
+    precision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of `bundle.json`.
+
+    Attributes:
+        name: the model's name.
+        input: what the graph takes.
+        heads: by name.
+        files: by file name; filled when the bundle is written.
+        preprocessing: what the graph does to the pixels first, for people.
+        opset: the ONNX operator set.
+        provenance: run id, commit, data digest, checkpoint, package versions.
+        checks: by engine, how its answers compare with the trained network's.
+        schema: version of this layout.
+        version: tells this export from every other one.
+    """
+
+    name: str
+    input: InputSpec
+    heads: dict[str, HeadSpec]
+    files: dict[str, FileSpec] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    opset: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+    version: str = ""
+
+    @property
+    def spaces(self) -> dict[str, LabelSpace]:
+        """The heads' classes, for drawing."""
+        return {name: head.space for name, head in self.heads.items()}
+
+    @property
+    def outputs(self) -> list[str]:
+        """The graph's outputs in order."""
+        return [output for head in self.heads.values() for output in head.outputs]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def find(self, file_format: str, precision: str) -> str | None:
+        """Name of the file of a format and precision, or None."""
+        found = (n for n, f in self.manifest.files.items() if (f.format, f.precision) == (file_format, precision))
+        return next(found, None)
+
+    def content(self, name: str) -> bytes:
+        """A file's bytes, checked against its checksum; raises BundleError."""
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"bundle {self.path}: {name} cannot be read ({error.strerror}); export it again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise BundleError(f"bundle {self.path}: {name} was altered (its checksum differs); export or copy it again")
+        return data
+
+    def verify(self) -> None:
+        """Checks every file; raises BundleError."""
+        for name in self.manifest.files:
+            self.content(name)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Opens a bundle and sees that its files are there; `content` checks each as it is read.
+
+    Raises:
+        BundleError: no bundle, a broken or newer manifest, an unknown kind of head, a file missing or of another size.
+    """
+    try:
+        text = (path / MANIFEST).read_text()
+    except OSError as error:
+        raise BundleError(
+            f"{path} is no bundle ({MANIFEST}: {error.strerror}); `lightning export --ckpt … --out DIR` writes one"
+        ) from error
+    try:
+        plain = json.loads(text)
+        schema = int(plain["schema"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"bundle {path}: {MANIFEST} is broken ({error!r}); export or copy it again") from error
+    if schema > SCHEMA:
+        raise BundleError(f"bundle {path} has schema {schema}; this version reads up to {SCHEMA}: update trifocal")
+    try:
+        manifest = manifest_from(plain)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"bundle {path}: {MANIFEST} is incomplete ({error!r}); export it again") from error
+    for name, head in manifest.heads.items():
+        if head.kind not in KINDS:
+            raise BundleError(
+                f"bundle {path}: head {name!r} is of unknown kind {head.kind!r}; known: {', '.join(KINDS)}; update trifocal"
+            )
+    for name, spec in manifest.files.items():
+        _require_file(path, name, spec)
+    return Bundle(path, manifest)
+
+
+def _require_file(path: Path, name: str, spec: FileSpec) -> None:
+    if Path(name).name != name or name in {".", ".."}:
+        raise BundleError(
+            f"bundle {path}: file {name!r} lies outside the bundle; a bundle names files of its own folder"
+        )
+    try:
+        size = (path / name).stat().st_size
+    except OSError as error:
+        raise BundleError(f"bundle {path}: {name} is missing; export or copy it again") from error
+    if size != spec.bytes:
+        raise BundleError(f"bundle {path}: {name} has {size} bytes instead of {spec.bytes}; export or copy it again")
+
+
+def manifest_from(plain: dict[str, Any]) -> Manifest:
+    """A Manifest from plain values; keys that this version does not know are left out."""
+
+    def known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+
+    heads = {
+        name: HeadSpec(**known(HeadSpec, head) | {"classes": tuple(head["classes"]), "outputs": tuple(head["outputs"])})
+        for name, head in plain["heads"].items()
+    }
+    files = {name: FileSpec(**known(FileSpec, values)) for name, values in plain["files"].items()}
+    nested = {"input": InputSpec(**known(InputSpec, plain["input"])), "heads": heads, "files": files}
+    return Manifest(**known(Manifest, plain) | nested)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` to fill; it is removed unless `finish` gave it its name.
+
+    Raises:
+        BundleError: `target` exists and is no bundle.
+    """
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise BundleError(f"{target} exists and is no bundle; name another folder with --out")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def describe_file(path: Path, file_format: str, precision: str = "") -> FileSpec:
+    """Checksum and size of a file that stands."""
+    data = path.read_bytes()
+    return FileSpec(hashlib.sha256(data).hexdigest(), len(data), file_format, precision)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `bundle.json` into a folder."""
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+
+
+def finish(part: Path, target: Path) -> None:
+    """Gives a filled folder its name; a bundle that stood there goes only when the new one stands."""
+    part.chmod(0o755)
+    for file in [*part.iterdir(), part]:
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: the graph, its files, the proof that they answer alike, and the registry."""

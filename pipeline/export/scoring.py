@@ -1,0 +1,123 @@
+"""Task metrics by the trainer's own classes: of the network in PyTorch, and of a bundle through the serving path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.module import VisionData
+from pipeline.imaging.geometry import Letterbox
+from pipeline.labels import LabelSpace
+from pipeline.records import Batch, BoxTarget, ClassTarget, FileImage, ImageSource, MaskTarget, Record, Target
+from serving.answers import Answer, BoxAnswer, LabelAnswer, MaskAnswer, Options
+from serving.predictor import Predictor
+from tasks.classification import ClassMetrics, ClassPrediction
+from tasks.detection.decode import BoxPrediction
+from tasks.detection.metrics import BoxMetrics
+from tasks.head import HeadMetrics
+from tasks.network import VisionNetwork
+from tasks.segmentation import MaskMetrics, MaskPrediction
+
+Scores = dict[str, dict[str, float]]
+"""By head, then by metric."""
+
+MAIN = {"classes": "accuracy", "multilabel": "accuracy", "boxes": "AP", "mask": "mIoU"}
+"""The figure of each kind of head that the gate compares, as `val/score` does."""
+
+EVERYTHING = Options(threshold=0.0)
+
+
+def eager_scores(network: VisionNetwork, data: VisionData, split: str = "val") -> Scores:
+    """The metrics of the network in PyTorch, float32, as training's evaluation computes them."""
+    metrics = {name: head.metrics() for name, head in network.named_heads().items()}
+    with torch.inference_mode():
+        for batch in _loader(data, split):
+            predictions = network.decode(network(batch.images))
+            for name, each in metrics.items():
+                if name in batch.targets:
+                    each.update(predictions[name], batch.targets[name], batch.frames)
+    return {name: each.compute() for name, each in metrics.items()}
+
+
+def served_scores(
+    predictor: Predictor, data: VisionData, split: str = "val", metrics: dict[str, HeadMetrics] | None = None
+) -> Scores:
+    """The metrics of a bundle: every image encoded, decoded, letterboxed, inferred and moved back as in serving."""
+    metrics = metrics or {name: metrics_for(head.space) for name, head in predictor.heads.items()}
+    records = iter(data.records(split))
+    for batch in _loader(data, split):
+        encoded = [encoded_image(record) for record in islice(records, len(batch))]
+        answers = predictor.predict(encoded, EVERYTHING, batch_size=len(batch))
+        for index, answer in enumerate(answers):
+            if not isinstance(answer, Answer):
+                continue
+            for name, each in metrics.items():
+                if name in batch.targets:
+                    target = full_size_target(batch, name, index)
+                    each.update(as_prediction(answer.heads[name]), target, [None])
+    return {name: each.compute() for name, each in metrics.items()}
+
+
+def _loader(data: VisionData, split: str) -> Iterator[Batch]:
+    return iter(data.val_dataloader() if split == "val" else data.test_dataloader())
+
+
+def metrics_for(space: LabelSpace) -> HeadMetrics:
+    """Fresh metrics for a head of which only the bundle is at hand."""
+    if space.kind == "boxes":
+        return BoxMetrics(space)
+    return MaskMetrics(space) if space.kind == "mask" else ClassMetrics(space)
+
+
+def encoded_image(record: Record) -> bytes:
+    """The file's bytes; drawn images become PNG, which loses nothing."""
+    source: ImageSource = record.image
+    if isinstance(source, FileImage):
+        return source.path.read_bytes()
+    import cv2
+
+    pixels, _ = source.read()
+    return bytes(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
+
+
+def full_size_target(batch: Batch, name: str, index: int) -> Target:
+    """One image's labels in pixels of the full image, as a batch of one."""
+    target, frame = batch.targets[name], batch.frames[index]
+    one = slice(index, index + 1)
+    if isinstance(target, ClassTarget):
+        return ClassTarget(target.scores[one], target.present[one])
+    if isinstance(target, BoxTarget):
+        boxes = target.xyxy[index].numpy()
+        moved = torch.from_numpy(boxes if frame is None else frame.to_source(boxes))
+        return BoxTarget(moved[None], target.classes[one], target.crowd[one], target.present[one])
+    full = target.full[index] if target.full else None
+    return MaskTarget(target.mask[one] if full is None else full[None], target.present[one])
+
+
+def as_prediction(answer: LabelAnswer | BoxAnswer | MaskAnswer) -> Any:
+    """An answer as the batch of one that the metrics take."""
+    if isinstance(answer, LabelAnswer):
+        return ClassPrediction(torch.from_numpy(answer.probabilities)[None])
+    if isinstance(answer, BoxAnswer):
+        columns = (answer.boxes, answer.scores, answer.classes)
+        return BoxPrediction(*(torch.from_numpy(np.ascontiguousarray(column))[None] for column in columns))
+    mask: Tensor = torch.from_numpy(answer.mask)[None]
+    return MaskPrediction(mask, mask)
+
+
+def sample_images(
+    data: VisionData, predictor_size: tuple[int, int], count: int, split: str = "val"
+) -> np.ndarray[Any, Any]:
+    """The first readable images of a split as the network sees them: uint8 (count, H, W, 3), repeated where too few."""
+    from pipeline.imaging.letterbox import letterbox_image
+
+    found: list[np.ndarray[Any, Any]] = []
+    for record in islice(data.records(split), count):
+        pixels, full = record.image.read(max(predictor_size))
+        found.append(letterbox_image(pixels, Letterbox.fit(full, predictor_size)))
+    return np.stack([found[i % len(found)] for i in range(count)])

@@ -1,0 +1,1 @@
+"""Engines: one file each; `registry` knows them, `choose` picks one."""

@@ -1,0 +1,52 @@
+"""What every engine offers, and the words that name one: `onnxruntime`, `onnxruntime:int8`, `openvino:bf16`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Outputs = dict[str, NDArray[Any]]
+"""The graph's answers by output name, the batch first."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What runs: engine, variant, its package's version, device, threads, and the bundle's file."""
+
+    name: str
+    variant: str
+    version: str
+    device: str
+    threads: int
+    file: str
+
+    @property
+    def spec(self) -> str:
+        """`name:variant`, as `--engine` takes it."""
+        return f"{self.name}:{self.variant}"
+
+
+class Engine(Protocol):
+    """A loaded network. `infer` may be called from several threads at once."""
+
+    def infer(self, batch: NDArray[np.uint8]) -> Outputs:
+        """RGB uint8 (B, H, W, 3) to the answers by name; raises EngineError."""
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Runs once on grey pixels, so that the first request does not pay for lazy work."""
+
+    def report(self) -> EngineReport:
+        """What runs here."""
+
+
+def grey(batch: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A batch of grey images of (height, width)."""
+    return np.full((batch, *size, 3), 114, np.uint8)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,97 @@
+"""ONNX Runtime: always installed; fp32 and int8 on CPUs, CUDA and TensorRT where their providers are."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import Bundle
+from pipeline.errors import EngineError
+from serving.engines.base import EngineReport, Outputs, first_line, grey
+from serving.engines.files import require_self_contained
+
+NAME = "onnxruntime"
+VARIANTS = ("fp32", "int8", "cuda", "tensorrt")
+INSTALL = "pip install onnxruntime"
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+def available(variant: str) -> str | None:
+    """None where the variant can run here, else why not and what to do."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return f"onnxruntime is not installed: {INSTALL}"
+    provider = _PROVIDERS.get(variant)
+    if provider is None:
+        return None
+    import onnxruntime as ort
+
+    if provider not in ort.get_available_providers() or not Path("/dev/nvidiactl").exists():
+        return f"ONNX Runtime has no {provider} here: it needs an NVIDIA GPU and pip install onnxruntime-gpu"
+    return None
+
+
+def file_of(bundle: Bundle, variant: str) -> str | None:
+    """The bundle's file that a variant runs."""
+    return bundle.find("onnx", "int8" if variant == "int8" else "fp32")
+
+
+class OnnxRuntimeEngine:
+    """A session over `model.onnx` or `model.int8.onnx`.
+
+    Args:
+        bundle: where the file is.
+        variant: one of `VARIANTS`.
+        threads: threads of one call; 1 lets several calls run side by side without hindering each other.
+    """
+
+    def __init__(self, bundle: Bundle, variant: str, threads: int) -> None:
+        import onnxruntime as ort
+
+        name = file_of(bundle, variant)
+        if name is None:
+            raise EngineError(f"bundle {bundle.path} has no {variant} ONNX file; export it with --int8")
+        data = bundle.content(name)
+        require_self_contained(data, bundle.path / name)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads must sleep: a service that waits for requests would burn its cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+        providers = [_PROVIDERS[variant]] if variant in _PROVIDERS else []
+        try:
+            self._session = ort.InferenceSession(data, options, providers=[*providers, "CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no other base
+            raise EngineError(f"{bundle.path / name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        if providers and self._session.get_providers()[0] != providers[0]:
+            raise EngineError(f"engine {NAME}:{variant}: no usable GPU on this machine; take --engine {NAME}")
+        self._input = bundle.manifest.input
+        self._names = [output.name for output in self._session.get_outputs()]
+        device = "gpu" if providers else "cpu"
+        self._report = EngineReport(NAME, variant, ort.__version__, device, threads, name)
+
+    def infer(self, batch: NDArray[np.uint8]) -> Outputs:
+        """RGB uint8 (B, H, W, 3) to the answers by name; raises EngineError."""
+        try:
+            values: list[Any] = self._session.run(self._names, {self._input.name: batch})
+        except Exception as error:  # its exceptions share no other base
+            raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {first_line(error)}") from error
+        return dict(zip(self._names, values, strict=True))
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Runs once on grey pixels."""
+        self.infer(grey(batch, self._input.size))
+
+    def report(self) -> EngineReport:
+        """What runs here."""
+        return self._report
+
+
+def load(bundle: Bundle, variant: str, threads: int, streams: int) -> OnnxRuntimeEngine:  # noqa: ARG001
+    """The engine over a bundle; raises EngineError or BundleError."""
+    return OnnxRuntimeEngine(bundle, variant, threads)
