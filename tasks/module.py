@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn, optim
 
@@ -270,12 +271,28 @@ class VisionModule(L.LightningModule):
         """Each head's final predictions in input pixels."""
         return self.network.decode(self(batch.images))
 
+    def configure_gradient_clipping(
+        self, optimizer: optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clips as the trainer asks; Lightning itself would refuse a fused optimiser under bfloat16, which needs no scaler."""
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if str(gradient_clip_algorithm or "norm").endswith("value"):
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # --- optimiser and checkpoint -------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with its schedule."""
         groups = parameter_groups(self, self.network.backbone, self.lr, self.backbone_lr_factor, self.weight_decay)
-        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum)
+        # With float16 the gradients are unscaled before they are clipped, which fused kernels would do too late.
+        fused = not str(self.trainer.precision).startswith("16")
+        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum, fused)
         if self.schedule == "constant":
             return optimizer
         if self.schedule == "plateau":

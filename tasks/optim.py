@@ -31,12 +31,12 @@ def parameter_groups(
 
 
 def build_optimizer(
-    name: Literal["adamw", "sgd"], groups: list[dict[str, Any]], lr: float, momentum: float
+    name: Literal["adamw", "sgd"], groups: list[dict[str, Any]], lr: float, momentum: float, fused: bool = False
 ) -> optim.Optimizer:
-    """AdamW (betas `momentum`, 0.999), or SGD with Nesterov momentum."""
+    """AdamW (betas `momentum`, 0.999), or SGD with Nesterov momentum; `fused` steps all weights in one kernel."""
     if name == "sgd":
-        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    return optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=fused)
 
 
 def warmup_cosine(total: int, warmup: int, final: float) -> Callable[[int], float]:
