@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.errors import ConfigError
 from pipeline.provenance import clean, code_version, environment, flatten
-from pipeline.store import plain_reason, probe, public_uri, refused, store_errors
+from pipeline.store import plain_reason, probe, public_uri, refused, store_errors, store_uri
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RunLogger(Logger):
     ) -> None:
         super().__init__()
         self._experiment, self._run_name, self._run = experiment, name, run_id
-        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+        self._uri = tracking_uri or store_uri()
         self._artifacts, self._offline = artifacts, Path(offline)
         self._client: Any = None
         self._final: str | None = None

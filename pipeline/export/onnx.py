@@ -78,6 +78,8 @@ def finish_file(path: Path, manifest: Manifest) -> None:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
+        if node.op_type == "Conv":  # named as the network names the layer
+            node.name = node.input[1].removeprefix("network.").removesuffix(".weight")
     del model.graph.metadata_props[:]
     model.producer_name, model.doc_string = "trifocal", ""
     onnx.checker.check_model(model)
