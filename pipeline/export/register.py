@@ -68,6 +68,7 @@ def register(bundle: Bundle, name: str, alias: str) -> str:
     try:
         client = open_client()
         mlflow.set_tracking_uri(store_uri())
+        mlflow.set_experiment("trifocal")
         with (
             warnings.catch_warnings(),
             mlflow.start_run(run_id=_known_run(client, bundle)),
