@@ -118,6 +118,7 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
 
     with _quiet():
         import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(source)
@@ -127,6 +128,10 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
             nncf.Dataset([image[None] for image in images]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
+            # Averaging each image's range, nncf's default, cuts off what few images show: it cost 0.009 AP, this 0.003.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+            ),
             ignored_scope=nncf.IgnoredScope(names=[name for name in keep if name in known], validate=False),
         )
         openvino.save_model(quantized, target, compress_to_fp16=False)
