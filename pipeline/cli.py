@@ -17,6 +17,8 @@ COMMANDS = {
     "check-data": "find what is wrong with a data set before it costs a run",
     "show-data": "draw a sheet of augmented samples with their labels",
     "export": "write a checkpoint as a bundle (ONNX, TorchScript) that is proven to answer as it does",
+    "describe": "tell what a bundle holds, where it came from and how it was checked",
+    "evaluate": "measure a bundle on labelled images by the trainer's own metrics",
     "demo": "train, test and picture the three-task network on built-in data",
 }
 """Every subcommand with its line of help."""
@@ -73,10 +75,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         return show_data(rest)
     _tune_process()
     signal.signal(signal.SIGTERM, _terminated)
-    if command == "export":
-        from pipeline.export.cli import export_command
+    if command in {"export", "describe", "evaluate"}:
+        import pipeline.export.cli as exporting
 
-        return export_command(rest)
+        return int(getattr(exporting, f"{command}_command")(rest))
     if command == "demo":
         from pipeline.demo import main as demo
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -93,6 +94,10 @@ class Record:
     split: str | None = None
     group: str | None = None
     size: tuple[int, int] | None = None
+
+    def only(self, fields: Collection[str]) -> Record:
+        """The same Record with the labels of some fields."""
+        return replace(self, labels={name: label for name, label in self.labels.items() if name in fields})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+
+def store_uri() -> str:
+    """The store: MLFLOW_TRACKING_URI, else sqlite under `mlruns/` of the working directory.
+
+    The path is absolute: MLflow keeps one connection per URI, also after a change of folder.
+    """
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
+
+
+def open_client() -> Any:
+    """A client of the store once it has answered; raises one of store_errors()."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    probe(store_uri(), timeout=5)
+    from mlflow.tracking import MlflowClient
+
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return MlflowClient(store_uri())
 
 
 def probe(uri: str, timeout: float) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.errors import ConfigError
 from pipeline.provenance import clean, code_version, environment, flatten
-from pipeline.store import plain_reason, probe, public_uri, refused, store_errors
+from pipeline.store import plain_reason, probe, public_uri, refused, store_errors, store_uri
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RunLogger(Logger):
     ) -> None:
         super().__init__()
         self._experiment, self._run_name, self._run = experiment, name, run_id
-        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_store()
+        self._uri = tracking_uri or store_uri()
         self._artifacts, self._offline = artifacts, Path(offline)
         self._client: Any = None
         self._final: str | None = None
@@ -312,11 +312,6 @@ class TrackRun(L.Callback):
             for logger in self._loggers(trainer):
                 if curves:
                     logger.log_text(json.dumps(curves), f"curves/{stage}/{name}.json")
-
-
-def embedded_store() -> str:
-    """URI of the store under the working directory, absolute: MLflow keeps one connection per URI."""
-    return f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
 
 
 def trainer_is_child() -> bool:

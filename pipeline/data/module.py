@@ -145,6 +145,25 @@ class VisionData(L.LightningDataModule):
         self._splits = splits
         return splits
 
+    def align(self, spaces: dict[str, LabelSpace]) -> None:
+        """Numbers the classes as a trained network's heads do, for data that was read without it.
+
+        Raises:
+            DataError: no field is a head's, or a class is unknown to its head.
+        """
+        splits = self._read()
+        shared = {name: space for name, space in self._spaces.items() if name in spaces}
+        if not shared:
+            raise DataError(f"no label field of the data ({', '.join(self._spaces)}) is a head's ({', '.join(spaces)})")
+        tables = {n: [spaces[n].index(c) for c in space.names] for n, space in shared.items()}
+        for name, table in tables.items():
+            if spaces[name].kind != shared[name].kind:
+                raise DataError(f"field {name!r} holds {shared[name].kind}, its head answers {spaces[name].kind}")
+            if spaces[name].kind == "mask" and table != list(range(len(table))):
+                raise DataError(f"the masks of field {name!r} number their classes otherwise than its head")
+        self._splits = {k: [_renumber(record.only(shared), {}, tables) for record in v] for k, v in splits.items()}
+        self._spaces = {name: spaces[name] for name in shared}
+
     def digest(self) -> dict[str, dict[str, Any]]:
         """Per split: `sha256` over names and labels, `images`, and labels per field."""
         out: dict[str, dict[str, Any]] = {}
@@ -205,22 +224,23 @@ class VisionData(L.LightningDataModule):
         batches = TrainBatches(numbers, weights, self.batch_size, self.seed, rank, world)
         return ResumableLoader(dataset, batch_sampler=batches, **self._loader_options())
 
-    def _evaluation(self, split: str) -> DataLoader[Any]:
+    def evaluation_dataloader(self, split: str) -> DataLoader[Any]:
+        """Letterboxed Batches with frames of `train`, `val` or `test`, every image once, in order."""
         dataset = self._dataset(split, None)
         batches = EvalBatches(len(dataset), self.batch_size, *self._place())
         return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Letterboxed Batches with frames."""
-        return self._evaluation("val")
+        return self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Letterboxed Batches with frames."""
-        return self._evaluation("test")
+        return self.evaluation_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test split's Batches."""
-        return self._evaluation("test")
+        return self.evaluation_dataloader("test")
 
     def _loader_options(self) -> dict[str, Any]:
         workers = self._workers()

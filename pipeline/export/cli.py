@@ -3,52 +3,96 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import read_bundle
+from pipeline.export.table import describe_bundle, export_table, score_table
 
 
 def export_command(argv: list[str]) -> int:
     """`lightning export --ckpt PATH --out DIR`: writes a bundle; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="lightning export", description="A checkpoint as a folder that anyone can run."
+        prog="lightning export", description="A checkpoint as a folder that anyone can run, proven to answer alike."
     )
-    parser.add_argument("--ckpt", required=True, help="checkpoint file")
+    parser.add_argument("--ckpt", required=True, help="a checkpoint file, runs:/RUN_ID or models:/NAME@ALIAS")
     parser.add_argument("--out", required=True, type=Path, help="the bundle's folder")
-    parser.add_argument("--name", default="trifocal", help="the model's name")
+    parser.add_argument("--name", default="trifocal", help="the model's name, also in the registry")
+    parser.add_argument("--int8", action="store_true", help="also quantise, calibrated on training images")
     parser.add_argument("--allow-worse", type=float, metavar="F", help="let the metrics differ by F")
     parser.add_argument("--dynamic-size", action="store_true", help="leave height and width open")
     parser.add_argument("--no-mask-probabilities", action="store_true", help="masks without probabilities")
     parser.add_argument("--no-torchscript", action="store_true", help="leave model.ts.pt out")
+    parser.add_argument("--register", action="store_true", help="register the ONNX model in MLflow as --name")
+    parser.add_argument("--alias", default="challenger", help="its alias there: challenger, champion, ...")
     parser.add_argument("--data.root", dest="root", help="measure on this data instead of the checkpoint's")
     parser.add_argument("--data.format", dest="format", help="its format")
     given = parser.parse_args(argv)
     from pipeline.export.run import ExportOptions, export
+    from pipeline.export.source import find_checkpoint
 
     options = ExportOptions(
-        checkpoint=Path(given.ckpt),
+        checkpoint=find_checkpoint(given.ckpt),
         out=given.out,
         name=given.name,
+        int8=given.int8,
         allow_worse=given.allow_worse,
         dynamic_size=given.dynamic_size,
         mask_probabilities=not given.no_mask_probabilities,
         torchscript=not given.no_torchscript,
-        data={key: value for key, value in (("root", given.root), ("format", given.format)) if value},
+        data=_data(given),
     )
     bundle = export(options, _say)
-    sys.stdout.write(table(bundle))
+    from pipeline.export.register import log_to_run, register
+
+    log_to_run(bundle, _say)
+    if given.register:
+        version = register(bundle, given.name, given.alias)
+        _say(f"registered models:/{given.name}/{version}, alias {given.alias}")
+    sys.stdout.write(export_table(bundle))
     return 0
+
+
+def describe_command(argv: list[str]) -> int:
+    """`lightning describe BUNDLE`: what is inside, every checksum checked; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="lightning describe", description="What a bundle holds.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", action="store_true", help="the manifest itself")
+    given = parser.parse_args(argv)
+    bundle = read_bundle(given.bundle)
+    bundle.verify()
+    sys.stdout.write((bundle.path / "bundle.json").read_text() if given.json else describe_bundle(bundle))
+    return 0
+
+
+def evaluate_command(argv: list[str]) -> int:
+    """`lightning evaluate BUNDLE --data.root DIR`: the trainer's metrics of a bundle; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="lightning evaluate", description="A bundle's metrics on labelled images.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data.root", dest="root", help="the data's folder; without it, the built-in shapes")
+    parser.add_argument("--data.format", dest="format", help="its format")
+    parser.add_argument("--data.shapes", dest="shapes", type=json.loads, help='the built-in shapes, {"images": 100}')
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--engine", default="auto", help="auto, or a name such as onnxruntime or openvino:bf16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    given = parser.parse_args(argv)
+    from pipeline.export.evaluate import evaluate
+
+    predictor, scores, images = evaluate(given.bundle, _data(given), given.split, given.engine)
+    _say(predictor.choice.describe())
+    sys.stdout.write(score_table(scores, given.split, images))
+    if given.json is not None:
+        given.json.write_text(json.dumps({"split": given.split, "images": images, "metrics": scores}, indent=1) + "\n")
+    return 0
+
+
+def _data(given: argparse.Namespace) -> dict[str, Any]:
+    named = {key: getattr(given, key, None) for key in ("root", "format", "shapes")}
+    return {key: value for key, value in named.items() if value}
 
 
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
-
-
-def table(bundle: Bundle) -> str:
-    """Files with sizes, and each engine's parity and metrics."""
-    lines = [f"bundle {bundle.path}"]
-    for name, file in bundle.manifest.files.items():
-        lines.append(f"  {name:<20} {file.bytes / 2**20:8.1f} MiB  {file.precision}")
-    return "\n".join(lines) + "\n"

@@ -16,9 +16,12 @@ import torch
 
 from pipeline.bundle import Manifest
 from pipeline.errors import ExportError
+from pipeline.export.fold import fold_batch_norms
 from pipeline.export.graph import AnswerGraph
 
 OPSET = 20
+SMALLEST, LARGEST = 4, 128
+"""Open sides in multiples of 32 pixels: below 128 pixels the pyramid has fewer points than an answer has boxes."""
 
 
 def export_onnx(graph: AnswerGraph, path: Path, manifest: Manifest, dynamic_size: bool = False) -> None:
@@ -33,14 +36,15 @@ def export_onnx(graph: AnswerGraph, path: Path, manifest: Manifest, dynamic_size
     Raises:
         ExportError: the network cannot be exported, or not with open sizes.
     """
-    example = torch.zeros(2, *manifest.input.size, 3, dtype=torch.uint8)
+    size = manifest.input.size
     open_axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=4096)}
     if dynamic_size:
-        side = manifest.input.multiple
-        open_axes |= {
-            1: side * torch.export.Dim("rows", min=1, max=128),
-            2: side * torch.export.Dim("columns", min=1, max=128),
-        }
+        unit = manifest.input.multiple
+        rows, columns = (torch.export.Dim(name, min=SMALLEST, max=LARGEST) for name in ("rows", "columns"))
+        open_axes |= {1: unit * rows, 2: unit * columns}
+        # Two unlike sides, so that the exporter does not take them for one number.
+        size = unit * (SMALLEST + 1), unit * (SMALLEST + 3)
+    example = torch.zeros(2, *size, 3, dtype=torch.uint8)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -68,9 +72,7 @@ def finish_file(path: Path, manifest: Manifest) -> None:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    left = [node.op_type for node in model.graph.node if node.op_type == "BatchNormalization"]
-    if left:
-        raise ExportError(f"{len(left)} batch norms were not folded into their convolutions")
+    fold_batch_norms(model.graph)
     del model.metadata_props[:]
     for key, value in metadata(manifest).items():
         model.metadata_props.add(key=key, value=value)
@@ -78,6 +80,8 @@ def finish_file(path: Path, manifest: Manifest) -> None:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
+        if node.op_type == "Conv":  # named as the network names the layer
+            node.name = node.input[1].removesuffix(".folded").removeprefix("network.").removesuffix(".weight")
     del model.graph.metadata_props[:]
     model.producer_name, model.doc_string = "trifocal", ""
     onnx.checker.check_model(model)

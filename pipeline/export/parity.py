@@ -60,9 +60,9 @@ def metric_failures(
 
 
 def rounded(values: Any) -> Any:
-    """Figures with six digits, NaN as None, for JSON."""
+    """Figures of six digits, NaN as None, for JSON."""
     if isinstance(values, dict):
         return {key: rounded(value) for key, value in values.items()}
     if isinstance(values, float):
-        return round(values, 6) if math.isfinite(values) else None
+        return float(f"{values:.6g}") if math.isfinite(values) else None
     return values

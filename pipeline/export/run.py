@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,13 @@ from pipeline.bundle import (
 )
 from pipeline.data.module import VisionData
 from pipeline.errors import ExportError
+from pipeline.export.gate import Gate, require_passed
 from pipeline.export.graph import AnswerGraph, Trained, build_graph, load_trained
 from pipeline.export.onnx import OPSET, export_onnx
-from pipeline.export.parity import eager_outputs, metric_differences, metric_failures, raw_differences, rounded
-from pipeline.export.scoring import Scores, eager_scores, sample_images, served_scores
+from pipeline.export.parity import eager_outputs, rounded
 from pipeline.imaging.geometry import FILL
 from pipeline.provenance import code_version, environment
-from serving.engines.compare import TOLERANCES, precision_of, raw_failures
-from serving.engines.registry import load_engine, usable_specs
-from serving.predictor import Predictor
+from serving.engines.registry import usable_specs
 from tasks.network import MEAN, STD
 
 Say = Callable[[str], None]
@@ -85,21 +84,63 @@ def export(options: ExportOptions, say: Say) -> Bundle:
             say("tracing TorchScript")
             export_torchscript(graph, part / "model.ts.pt", manifest.input.size)
             files["model.ts.pt"] = describe_file(part / "model.ts.pt", "torchscript", "fp32")
-        images = sample_images(data, manifest.input.size, 5)
-        write_selftest(part / "selftest.npz", graph, images[:2])
+        say(f"measuring the trained network on {len(data.records('val'))} images of the validation split")
+        gate = Gate.open(graph, data, options.allow_worse)
+        write_selftest(part / "selftest.npz", graph, gate.images[:2])
         files["selftest.npz"] = describe_file(part / "selftest.npz", "selftest")
         manifest = replace(manifest, files=files)
         write_manifest(part, manifest)
-        say("measuring the trained network")
-        wanted = eager_scores(graph.network, data)
-        checks: dict[str, Any] = {"eager": {"metrics": rounded(wanted)}}
+        checks: dict[str, Any] = {
+            "eager": {"metrics": rounded(gate.wanted), "milliseconds": eager_speed(graph, gate.images)}
+        }
         for spec in usable_specs(read_bundle(part)):
             say(f"checking {spec}")
-            checks[spec] = check(part, spec, graph, data, wanted, images, options)
+            checks[spec] = gate.check(part, spec)
         require_passed(checks)
+        if options.int8:
+            manifest = add_int8(part, manifest, gate, checks, say)
+            require_passed(checks)
         write_manifest(part, replace(manifest, checks=checks))
         finish(part, options.out)
     return read_bundle(options.out)
+
+
+def add_int8(part: Path, manifest: Manifest, gate: Gate, checks: dict[str, Any], say: Say) -> Manifest:
+    """Adds the quantised files, with as few layers in float as the gate lets pass; fills `checks`."""
+    from pipeline.export import quantize
+
+    images = quantize.calibration_images(gate.data, manifest.input.size)
+    for engine, make, names in (
+        ("onnxruntime", quantize.quantize_onnx, {"model.int8.onnx": "onnx"}),
+        ("openvino", quantize.quantize_openvino, {"model.int8.xml": "openvino", "model.int8.bin": "openvino-weights"}),
+    ):
+        if engine == "openvino" and not (find_spec("nncf") and find_spec("openvino")):
+            say("int8 for OpenVINO is left out: pip install 'trifocal[openvino]'")
+            continue
+        spec = f"{engine}:int8"
+        for steps in range(1, len(quantize.LADDER) + 1):
+            keep = quantize.float_layers(part / "model.onnx", steps)
+            kept = [words for words, _ in quantize.LADDER[:steps]]
+            say(f"quantising for {engine}, in float: {', '.join(kept)}")
+            make(part / "model.onnx", part / next(iter(names)), images, keep)
+            written = {name: describe_file(part / name, kind, "int8") for name, kind in names.items()}
+            manifest = replace(manifest, files={**manifest.files, **written})
+            write_manifest(part, manifest)
+            checks[spec] = {**gate.check(part, spec), "float": kept, "calibration_images": len(images)}
+            if checks[spec]["passed"]:
+                break
+    return manifest
+
+
+def eager_speed(graph: AnswerGraph, images: np.ndarray[Any, Any], seconds: float = 0.5) -> float:
+    """Milliseconds per image of the network in PyTorch, float32, one image at a time: the best of some calls."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - started < seconds:
+        begun = time.perf_counter()
+        eager_outputs(graph, images[:1])
+        times.append(time.perf_counter() - begun)
+    return round(min(times) * 1000, 3)
 
 
 def write_selftest(path: Path, graph: AnswerGraph, images: np.ndarray[Any, Any]) -> None:
@@ -108,54 +149,6 @@ def write_selftest(path: Path, graph: AnswerGraph, images: np.ndarray[Any, Any])
     masks = {name.removesuffix(".mask") for name in answers if name.endswith(".mask")}
     kept = {k: v for k, v in answers.items() if not (k.endswith(".probabilities") and k.rpartition(".")[0] in masks)}
     np.savez_compressed(path, images=images, **kept)  # type: ignore[arg-type]  # numpy's stub takes them for flags
-
-
-def require_passed(checks: dict[str, Any]) -> None:
-    """Raises ExportError when an engine's answers differ.
-
-    bf16 is how a machine computes, not a file of the bundle: where it fails, only that engine is not chosen.
-    """
-    failed = {s: c["failures"] for s, c in checks.items() if not c.get("passed", True) and c["precision"] != "bf16"}
-    if failed:
-        told = "; ".join(f"{spec}: {', '.join(lines)}" for spec, lines in failed.items())
-        raise ExportError(
-            f"the exported network does not answer as the trained one: {told}."
-            f" Nothing was written; --allow-worse loosens the limit on the metrics"
-        )
-
-
-def check(
-    folder: Path,
-    spec: str,
-    graph: AnswerGraph,
-    data: VisionData,
-    wanted: Scores,
-    images: np.ndarray[Any, Any],
-    options: ExportOptions,
-) -> dict[str, Any]:
-    """One engine's raw differences and metrics against the trained network, with limits and what failed."""
-    bundle = read_bundle(folder)
-    heads = bundle.manifest.heads
-    precision = precision_of(spec)
-    tolerance = TOLERANCES[precision]
-    engine = load_engine(bundle, spec)
-    raw = raw_differences(graph, engine, images, heads)
-    started = time.monotonic()
-    measured = served_scores(Predictor(bundle, engine), data)
-    limit = tolerance.metric if options.allow_worse is None else max(options.allow_worse, tolerance.metric)
-    off = metric_differences(wanted, measured, heads)
-    failures = raw_failures(raw, tolerance, max(bundle.manifest.input.size))
-    failures += metric_failures(off, wanted, measured, heads, limit)
-    return {
-        "passed": not failures,
-        "failures": failures,
-        "precision": precision,
-        "raw": rounded(raw),
-        "metrics": rounded(measured),
-        "difference": rounded(off),
-        "limit": limit,
-        "seconds": round(time.monotonic() - started, 2),
-    }
 
 
 def data_of(trained: Trained, options: ExportOptions) -> VisionData:
@@ -168,6 +161,7 @@ def data_of(trained: Trained, options: ExportOptions) -> VisionData:
     data = VisionData.from_settings(settings, **options.data)
     if not data.records("val"):
         raise ExportError("the data has no val images to measure on; set data.split, or name other data by --data.root")
+    data.align({name: head.space for name, head in trained.network.named_heads().items()})
     return data
 
 

@@ -64,7 +64,7 @@ def served_scores(
 
 
 def _loader(data: VisionData, split: str) -> Iterator[Batch]:
-    return iter(data.val_dataloader() if split == "val" else data.test_dataloader())
+    return iter(data.evaluation_dataloader(split))
 
 
 def metrics_for(space: LabelSpace) -> HeadMetrics:

@@ -74,9 +74,10 @@ def suppress(prediction: BoxPrediction, threshold: float) -> BoxPrediction:
 
     boxes, scores, classes = prediction
     batch, count = scores.shape
-    span = boxes.detach().amax() - boxes.detach().amin() + 1
+    low, high = boxes.detach().min(), boxes.detach().max()
+    span = high - low + 1
     group = torch.arange(batch, device=boxes.device)[:, None] * (classes.max() + 1) + classes
-    moved = (boxes - boxes.detach().amin() + (group * span)[..., None]).reshape(-1, 4)
+    moved = (boxes - low + (group * span)[..., None]).reshape(-1, 4)
     keep = nms(moved.float(), scores.reshape(-1).float(), threshold)
     alive = torch.zeros(batch * count, device=scores.device, dtype=scores.dtype).index_fill(0, keep, 1.0)
     values, order = (scores * alive.reshape(batch, count)).sort(dim=1, descending=True)

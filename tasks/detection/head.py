@@ -121,7 +121,9 @@ class DetectionHead(Head):
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> RawBoxes:  # noqa: ARG002  # the size is other heads' need
         """Raw outputs of both branches; at inference only of the one that answers."""
         maps = self.neck([features[i] for i in self.picked])
-        shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        shapes = [(m.shape[2], m.shape[3]) for m in maps]  # kept as they are: an exported graph may leave them open
+        if torch.jit.is_tracing():  # constants, which move to any device with the trace
+            shapes = [(int(height), int(width)) for height, width in shapes]
         points, strides = anchor_points(shapes, self.strides, maps[0].device)
         many = self.many(maps) if self.training or self.nms else None
         # The one-to-one branch learns from features it does not shape.

@@ -1,0 +1,49 @@
+"""Where a checkpoint is: a file, a run of MLflow, or the run behind a registered model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError
+from pipeline.store import open_client, plain_reason, public_uri, store_errors, store_uri
+
+
+def find_checkpoint(reference: str) -> Path:
+    """A checkpoint on disk from a path, `runs:/RUN_ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        CheckpointError: there is none, or the store cannot be reached.
+    """
+    if not reference.startswith(("runs:/", "models:/")):
+        path = Path(reference)
+        if not path.is_file():
+            raise CheckpointError(
+                f"checkpoint {path} does not exist; `lightning fit` writes outputs/runs/RUN/best.ckpt"
+            )
+        return path
+    try:
+        client = open_client()
+        run = reference.removeprefix("runs:/").split("/")[0]
+        if reference.startswith("models:/"):
+            run = _run_of_model(client, reference.removeprefix("models:/"))
+        held = {item.path for item in client.list_artifacts(run, "checkpoints")}
+        wanted = next((path for path in ("checkpoints/best.ckpt", "checkpoints/last.ckpt") if path in held), None)
+        if wanted is None:
+            raise CheckpointError(f"{reference}: run {run} holds no checkpoint; train it to its end")
+        return Path(client.download_artifacts(run, wanted, tempfile.mkdtemp(prefix="trifocal-")))
+    except store_errors() as error:
+        raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
+
+
+def _run_of_model(client: Any, name: str) -> str:
+    if "@" in name:
+        model, _, alias = name.partition("@")
+        version = client.get_model_version_by_alias(model, alias)
+    else:
+        model, _, number = name.partition("/")
+        version = client.get_model_version(model, number)
+    if not version.run_id:
+        raise CheckpointError(f"models:/{name} was registered without a run, so its checkpoint is not known")
+    return str(version.run_id)

@@ -1,0 +1,189 @@
+"""Engines: one interface, one answer, and a clear line for each that cannot run; `auto` picks the fastest that passes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.bundle import Bundle, describe_file, read_bundle, write_manifest
+from pipeline.errors import EngineError
+from serving.engines import choose as choosing
+from serving.engines import registry
+from serving.engines.base import grey
+from serving.engines.compare import TOLERANCES, differences, raw_failures, selftest
+from tests.unit.bundles import HEADS, known_bundle
+
+LOCAL = [spec for spec in ("onnxruntime:fp32", "openvino:fp32") if importlib.util.find_spec(spec.partition(":")[0])]
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Bundle:
+    """The known bundle with a self-test of two pictures and right answers."""
+    found = read_bundle(known_bundle(tmp_path / "bundle"))
+    images = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in ((200, 10, 10), (10, 10, 200))])
+    answers = registry.load_engine(found, "onnxruntime").infer(images)
+    return with_selftest(found, images, answers)
+
+
+def with_selftest(bundle: Bundle, images, answers, checks=None) -> Bundle:
+    np.savez_compressed(bundle.path / "selftest.npz", images=images, **answers)
+    files = {**bundle.manifest.files, "selftest.npz": describe_file(bundle.path / "selftest.npz", "selftest")}
+    write_manifest(bundle.path, replace(bundle.manifest, files=files, checks=checks or {}))
+    return read_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("spec", LOCAL)
+def test_every_engine_gives_the_same_answers_at_any_batch_and_from_threads(bundle, spec):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (5, 32, 32, 3), np.uint8)
+    engine = registry.load_engine(bundle, spec, threads=1, streams=2)
+    reference = registry.load_engine(bundle, "onnxruntime").infer(images)
+    engine.warm_up(2)
+    assert engine.report().spec == spec
+    with ThreadPoolExecutor(4) as pool:
+        alone = list(pool.map(lambda i: engine.infer(images[i : i + 1]), range(5)))
+    for batch in (1, 2, 5):
+        found = differences(
+            {name: value[:batch] for name, value in reference.items()}, engine.infer(images[:batch]), HEADS
+        )
+        assert raw_failures(found, TOLERANCES["fp32"], 32) == []
+    for i, answers in enumerate(alone):
+        assert (
+            raw_failures(
+                differences({k: v[i : i + 1] for k, v in reference.items()}, answers, HEADS), TOLERANCES["fp32"], 32
+            )
+            == []
+        )
+    first = engine.infer(images[:1])
+    kept = first["colour.probabilities"].copy()
+    engine.infer(images[1:2])
+    np.testing.assert_array_equal(first["colour.probabilities"], kept)  # answers are copies, not the engine's buffers
+
+
+def test_engines_that_cannot_run_say_what_to_do(bundle, monkeypatch):
+    cases = {
+        "onnxruntime:int8": "export it with --int8",
+        "torchscript": "export it without --no-torchscript",
+        "tensorrt": "unknown engine 'tensorrt'; known: onnxruntime, openvino, torchscript",
+    }
+    for spec, message in cases.items():
+        with pytest.raises(EngineError, match=message):
+            registry.load_engine(bundle, spec)
+    if registry.engine_module("torchscript").available("cuda") is not None:
+        for spec in ("torchscript:cuda", "onnxruntime:cuda", "onnxruntime:tensorrt"):
+            with pytest.raises(EngineError, match="GPU"):
+                registry.load_engine(bundle, spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"openvino is not installed: pip install 'trifocal\[openvino\]'"):
+        registry.load_engine(bundle, "openvino")
+    assert registry.usable_specs(bundle) == []
+
+
+def test_differences_find_what_differs():
+    rng = np.random.default_rng(0)
+    wanted = {
+        "colour.probabilities": rng.random((2, 3), np.float32),
+        "things.boxes": rng.random((2, 4, 4), np.float32) * 30,
+        "things.scores": np.tile(np.asarray([0.9, 0.6, 0.3, 0.1], np.float32), (2, 1)),
+        "things.classes": np.tile(np.asarray([0, 1, 0, 1]), (2, 1)),
+        "ground.mask": rng.integers(0, 2, (2, 32, 32)).astype(np.uint8),
+        "ground.probabilities": rng.random((2, 2, 32, 32), np.float32),
+    }
+    assert set(differences(wanted, wanted, HEADS).values()) == {0.0}
+
+    def changed(**columns):
+        return differences(wanted, {**wanted, **{k.replace("__", "."): v for k, v in columns.items()}}, HEADS)
+
+    boxes = wanted["things.boxes"].copy()
+    boxes[1, 0, 2] += 3
+    assert changed(things__boxes=boxes)["things.boxes"] == pytest.approx(3, abs=1e-4)
+    classes = wanted["things.classes"].copy()
+    classes[0, 0] = 1
+    assert changed(things__classes=classes)["things.boxes"] == np.inf
+    mask = wanted["ground.mask"].copy()
+    mask[0, :16] ^= 1
+    assert changed(ground__mask=mask)["ground.mask"] == 0.25
+    assert changed(colour__probabilities=wanted["colour.probabilities"][:1])["colour.probabilities"] == np.inf
+    # Two rows of almost one score may change places without being another answer.
+    close = {**wanted, "things.scores": np.tile(np.asarray([0.9, 0.600001, 0.6, 0.1], np.float32), (2, 1))}
+    swapped = {k: v[:, [0, 2, 1, 3]] if k.startswith("things") else v for k, v in close.items()}
+    swapped["things.scores"] = close["things.scores"]
+    assert differences(close, swapped, HEADS)["things.boxes"] == 0
+
+
+def test_the_selftest_tells_a_wrong_engine(bundle):
+    engine = registry.load_engine(bundle, "onnxruntime")
+    assert selftest(bundle, engine) == []
+    images = grey(2, (32, 32))
+    wrong = engine.infer(images)
+    wrong["colour.probabilities"] = wrong["colour.probabilities"][:, ::-1] + 0.5
+    (line,) = selftest(with_selftest(bundle, images, wrong), engine)
+    assert line.startswith("colour.probabilities differs by 0.5")
+
+
+def test_auto_takes_the_fastest_that_passes_and_remembers_it(bundle, tmp_path, monkeypatch):
+    cache = tmp_path / "cache" / "engines.json"
+    speeds = iter([5.0, 2.0])
+    monkeypatch.setattr(choosing, "usable_specs", lambda _: ["onnxruntime:fp32", "openvino:fp32", "openvino:bf16"])
+    monkeypatch.setattr(choosing, "measure", lambda *_: next(speeds))
+    monkeypatch.setattr(choosing, "load_engine", lambda found, *_: registry.load_engine(found, "onnxruntime"))
+    choice, _ = choosing.choose(bundle, cache=cache)
+    assert choice.spec == "openvino:fp32"
+    assert choice.left_out == {"openvino:bf16": "its metrics were not measured at export"}
+    assert "openvino:fp32 2.0 ms, onnxruntime:fp32 5.0 ms; openvino:bf16 left out" in choice.describe()
+    again, _ = choosing.choose(bundle, cache=cache)  # nothing is left to measure with
+    assert again.cached
+    assert again.spec == choice.spec
+    cache.write_text("{")  # a broken cache is measured anew
+    speeds = iter([1.0, 2.0])
+    assert choosing.choose(bundle, cache=cache)[0].spec == "onnxruntime:fp32"
+
+
+def test_auto_skips_what_did_not_pass_and_says_when_nothing_does(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "usable_specs", lambda _: ["onnxruntime:fp32"])
+    images = grey(2, (32, 32))
+    wrong = registry.load_engine(bundle, "onnxruntime").infer(images)
+    wrong["things.scores"] = wrong["things.scores"] / 3
+    broken = with_selftest(bundle, images, wrong)
+    with pytest.raises(EngineError, match=r"no engine answers bundle .* rightly .*things.scores differs"):
+        choosing.choose(broken, cache=tmp_path / "engines.json")
+    failed = with_selftest(bundle, images, wrong, {"onnxruntime:fp32": {"passed": False, "metrics": {}}})
+    with pytest.raises(EngineError, match="did not pass at export"):
+        choosing.choose(failed, cache=tmp_path / "engines.json")
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(bundle, tmp_path):
+    (tmp_path / "file").write_text("")
+    choice, engine = choosing.choose(bundle, cache=tmp_path / "file" / "engines.json", seconds=0)
+    assert choice.spec in choice.milliseconds
+    assert choice.spec.partition(":")[0] == engine.report().name
+
+
+def test_another_machine_or_bundle_is_another_choice(bundle, tmp_path, monkeypatch):
+    key = choosing.machine_key(bundle, None, 1)
+    assert key == choosing.machine_key(read_bundle(bundle.path), None, 1)
+    assert key != choosing.machine_key(bundle, 1, 1)
+    monkeypatch.setattr(choosing, "usable_cores", lambda: 64)
+    assert key != choosing.machine_key(bundle, None, 1)
+
+
+def test_cores_follow_the_containers_quota(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.setattr(Path, "read_text", lambda self: "150000 100000")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+    assert registry.usable_cores() == 2
+    monkeypatch.setattr(Path, "read_text", lambda self: "max 100000")
+    assert registry.usable_cores() == 16
+
+
+def test_the_cache_is_plain_json(bundle, tmp_path):
+    cache = tmp_path / "engines.json"
+    choosing.choose(bundle, cache=cache, seconds=0)
+    ((_, entry),) = json.loads(cache.read_text()).items()
+    assert entry["spec"] in entry["milliseconds"]

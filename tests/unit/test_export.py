@@ -1,0 +1,294 @@
+"""Export: the graph answers as the network does, for every kind of head; the gate refuses what does not."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pipeline.bundle import InputSpec, Manifest, describe_file, read_bundle, write_manifest
+from pipeline.data.module import VisionData
+from pipeline.errors import CheckpointError, ExportError
+from pipeline.export.fold import fold_batch_norms
+from pipeline.export.gate import Gate, require_passed
+from pipeline.export.graph import AnswerGraph, build_graph, load_trained
+from pipeline.export.onnx import export_onnx
+from pipeline.export.parity import eager_outputs, metric_differences, metric_failures, raw_differences
+from pipeline.export.quantize import calibration_images, float_layers, quantize_onnx
+from pipeline.export.scoring import eager_scores, served_scores
+from pipeline.export.torchscript import export_torchscript
+from serving.engines.compare import TOLERANCES, differences, raw_failures
+from serving.engines.registry import load_engine, usable_specs
+from serving.predictor import Predictor
+from tasks.multitask import MultiTaskModule
+
+SHAPES = {"images": 40, "size": 96}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Scenes larger than the input, so that letterbox and inverse have work to do."""
+    return VisionData(size=64, batch_size=4, shapes=SHAPES)
+
+
+def network(data, **options):
+    """A module with random but telling weights: batch norms that do something, scores that differ."""
+    torch.manual_seed(0)
+    module = MultiTaskModule(spaces=data.label_spaces, **options).eval().requires_grad_(False)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1)
+            layer.running_var.uniform_(0.8, 1.2)
+            layer.weight.uniform_(0.8, 1.2)
+    for head in module.network.named_heads().values():
+        if head.kind == "boxes":
+            for branch in (head.one, head.many):
+                for tower in branch.class_tower:
+                    torch.nn.init.normal_(tower[1].weight, std=0.3)
+    return module
+
+
+def write(graph, folder, dynamic_size=False, torchscript=True):
+    """The files of a bundle, without any check."""
+    folder.mkdir()
+    manifest = Manifest("test", InputSpec(64, 64, 114, dynamic_size=dynamic_size), graph.specs(), opset=20)
+    export_onnx(graph, folder / "model.onnx", manifest, dynamic_size)
+    files = {"model.onnx": describe_file(folder / "model.onnx", "onnx", "fp32")}
+    if torchscript:
+        export_torchscript(graph, folder / "model.ts.pt", (64, 64))
+        files["model.ts.pt"] = describe_file(folder / "model.ts.pt", "torchscript", "fp32")
+    write_manifest(folder, replace(manifest, files=files))
+    return read_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(data, tmp_path_factory):
+    graph = AnswerGraph(network(data).network).eval()
+    return graph, write(graph, tmp_path_factory.mktemp("exported") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
+
+
+def test_the_file_is_what_design_says(exported):
+    _, bundle = exported
+    model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
+    (pixels,) = model.graph.input
+    assert pixels.name == "images"
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_param or d.dim_value for d in pixels.type.tensor_type.shape.dim] == ["batch", 64, 64, 3]
+    names = [output.name for output in model.graph.output]
+    assert names == [
+        "scene.probabilities", "daytime.probabilities",
+        "objects.boxes", "objects.scores", "objects.classes",
+        "surface.mask", "surface.probabilities",
+    ]  # fmt: skip
+    assert all(output.type.tensor_type.shape.dim[0].dim_param == "batch" for output in model.graph.output)
+    assert model.opset_import[0].version == bundle.manifest.opset == 20
+    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    assert not [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    facts = {item.key: json.loads(item.value) for item in model.metadata_props if item.key != "trifocal.version"}
+    assert facts["trifocal.heads"]["objects"]["classes"][0] == "disc"
+    assert facts["trifocal.input"]["height"] == 64
+    assert b"/home" not in model.SerializeToString()  # no traces of the machine that exported it
+    assert b".py" not in model.SerializeToString()
+
+
+def test_every_engine_answers_as_eager_pytorch_at_batches_1_2_5(exported, images):
+    graph, bundle = exported
+    for spec in usable_specs(bundle):
+        if spec.endswith("fp32"):
+            found = raw_differences(graph, load_engine(bundle, spec), images, graph.specs())
+            assert set(found) == set(graph.names) - {"objects.classes"}
+            assert raw_failures(found, TOLERANCES["fp32"], 64) == [], spec
+
+
+def test_boxes_are_compared_not_skipped(exported, images):
+    graph, _ = exported
+    wanted = eager_outputs(graph, images)
+    moved = {**wanted, "objects.boxes": wanted["objects.boxes"] + 2}
+    assert differences(wanted, moved, graph.specs())["objects.boxes"] == pytest.approx(2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"heads": {"objects": {"nms": True}}},
+        {"heads": {"surface": {"decoder_channels": [32, 24, 16, 16, 8]}}, "backbone": "tu-convnext_atto"},
+    ],
+    ids=["nms", "stride 1, another backbone"],
+)
+def test_other_networks_export_too(data, images, tmp_path, options):
+    graph = AnswerGraph(network(data, **options).network).eval()
+    bundle = write(graph, tmp_path / "bundle")
+    for spec in ("onnxruntime:fp32", "torchscript:fp32"):
+        found = raw_differences(graph, load_engine(bundle, spec), images, graph.specs())
+        assert raw_failures(found, TOLERANCES["fp32"], 64) == []
+
+
+def test_open_sizes(data, tmp_path):
+    graph = AnswerGraph(network(data).network).eval()
+    bundle = write(graph, tmp_path / "bundle", dynamic_size=True, torchscript=False)
+    engine = load_engine(bundle, "onnxruntime")
+    for shape in ((1, 128, 160, 3), (3, 192, 128, 3)):
+        batch = np.random.default_rng(1).integers(0, 255, shape, np.uint8)
+        found = differences(eager_outputs(graph, batch), engine.infer(batch), graph.specs())
+        assert raw_failures(found, TOLERANCES["fp32"], 192) == []
+
+
+def test_without_mask_probabilities(data):
+    graph = AnswerGraph(network(data, heads={"surface": {}}).network, mask_probabilities=False)
+    assert graph.names == ["surface.mask"]
+
+
+def test_batch_norms_that_the_exporter_left_are_folded():
+    from onnx import TensorProto, helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    rng = np.random.default_rng(0)
+    values = {"a.weight": rng.normal(size=(4, 3, 1, 1)), **{k: rng.uniform(0.5, 2, 4) for k in "gbmv"}}
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight"], ["c"]),
+        helper.make_node("Shape", ["c"], ["shape"]),
+        helper.make_node("BatchNormalization", ["c", *"gbmv"], ["n"], epsilon=1e-3),
+        helper.make_node("Relu", ["n"], ["y"]),
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 5, 5])],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "y"]
+            + [helper.make_tensor_value_info("shape", TensorProto.INT64, None)],
+            [numpy_helper.from_array(v.astype(np.float32), k) for k, v in values.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+    )  # fmt: skip
+    x = rng.normal(size=(1, 3, 5, 5)).astype(np.float32)
+    wanted = ReferenceEvaluator(model).run(None, {"x": x})
+    assert fold_batch_norms(model.graph) == 0
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Shape", "Relu"]
+    for a, b in zip(wanted, ReferenceEvaluator(model).run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_serving_path_scores_as_training_does(exported, data):
+    graph, bundle = exported
+    wanted = eager_scores(graph.network, data)
+    predictor = Predictor(bundle, load_engine(bundle, "onnxruntime"))
+    found = served_scores(predictor, data)
+    assert set(wanted) == set(found) == {"scene", "daytime", "objects", "surface"}
+    assert 0 < wanted["surface"]["mIoU"] < 1
+    for head, metrics in wanted.items():
+        for name, value in metrics.items():
+            assert found[head][name] == pytest.approx(value, abs=1e-3, nan_ok=True), (head, name)
+
+
+def test_the_gate_refuses_another_network(exported, data):
+    """A bundle of other weights, as if the export had gone wrong."""
+    graph, bundle = exported
+    torch.manual_seed(1)
+    other = AnswerGraph(MultiTaskModule(spaces=data.label_spaces).eval().network)
+    check = Gate.open(other.eval(), data, None).check(bundle.path, "onnxruntime:fp32")
+    assert not check["passed"]
+    assert any("probabilities differs by" in line for line in check["failures"])
+    with pytest.raises(ExportError, match=r"does not answer as the trained one: onnxruntime:fp32: .*--allow-worse"):
+        require_passed({"eager": {}, "onnxruntime:fp32": check})
+    require_passed({"openvino:bf16": {**check, "precision": "bf16"}})  # how a machine computes, not a file
+    assert graph.names == bundle.manifest.outputs
+
+
+def test_metric_limits():
+    _, heads = None, {"surface": type("H", (), {"kind": "mask"})(), "scene": type("H", (), {"kind": "classes"})()}
+    wanted = {"surface": {"mIoU": 0.5}, "scene": {"accuracy": float("nan")}}
+    found = {"surface": {"mIoU": 0.497}, "scene": {"accuracy": float("nan")}}
+    off = metric_differences(wanted, found, heads)
+    assert off == {"surface": pytest.approx(0.003), "scene": 0.0}
+    assert metric_failures(off, wanted, found, heads, 0.003) == []
+    (line,) = metric_failures(off, wanted, found, heads, 0.001)
+    assert line == "surface mIoU is 0.4970 instead of 0.5000 (differs by at most 0.001)"
+    lost = metric_differences(wanted, {**found, "surface": {"mIoU": float("nan")}}, heads)
+    assert metric_failures(lost, wanted, {**found, "surface": {}}, heads, 1.0)
+
+
+def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
+    graph, bundle = exported
+    source, target = bundle.path / "model.onnx", bundle.path.parent / "int8.onnx"
+    keep = float_layers(source, 2)
+    assert "heads.surface.classifier" in keep
+    assert "heads.objects.one.side_tower.0.0.0" in keep
+    assert "heads.objects.one.class_tower.0.0.0" not in keep
+    assert set(float_layers(source, 1)) < set(keep) < set(float_layers(source, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_onnx(source, target, calibration_images(data, (64, 64), 8), keep)
+    model = onnx.load(str(target))
+    made = {output: node for node in model.graph.node for output in node.output}
+    quantised = {
+        n.name for n in model.graph.node if n.op_type == "Conv" and made[n.input[0]].op_type == "DequantizeLinear"
+    }
+    convolutions = {n.name for n in model.graph.node if n.op_type == "Conv"}
+    assert convolutions - quantised == convolutions & set(keep)
+    assert target.stat().st_size < source.stat().st_size / 3
+    files = {**bundle.manifest.files, "int8.onnx": describe_file(target, "onnx", "int8")}
+    (bundle.path.parent / "model.onnx").write_bytes(source.read_bytes())
+    (bundle.path.parent / "model.ts.pt").write_bytes((bundle.path / "model.ts.pt").read_bytes())
+    write_manifest(bundle.path.parent, replace(bundle.manifest, files=files))
+    engine = load_engine(read_bundle(bundle.path.parent), "onnxruntime:int8")
+    found = differences(eager_outputs(graph, images), engine.infer(images), graph.specs())
+    assert found["surface.mask"] < 0.2
+
+
+def test_checkpoints_that_cannot_be_exported(tmp_path, data):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_trained(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_trained(tmp_path / "text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="is no checkpoint of this project"):
+        load_trained(tmp_path / "other.ckpt")
+    module = network(data, heads={"scene": {}}, in_channels=4)
+    content = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "four.ckpt")
+    with pytest.raises(ExportError, match="trained on 4 channels"):
+        build_graph(load_trained(tmp_path / "four.ckpt"))
+    torch.save({**content, "module_class": "os.system"}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match=r"os.system, which is no module of this project"):
+        load_trained(tmp_path / "evil.ckpt")
+    content["state_dict"].popitem()
+    torch.save(content, tmp_path / "torn.ckpt")
+    with pytest.raises(CheckpointError, match="does not fit the network it names"):
+        load_trained(tmp_path / "torn.ckpt")
+
+
+def test_the_datas_settings_travel_in_the_checkpoint(tmp_path):
+    data = VisionData(size=(64, 96), shapes=SHAPES, split=(0.7, 0.2, 0.1))
+    torch.save(data.state_dict(), tmp_path / "settings.pt")
+    again = VisionData.from_settings(torch.load(tmp_path / "settings.pt", weights_only=True))
+    assert again.size == (64, 96)
+    assert again.digest() == data.digest()
+
+
+def test_data_is_aligned_to_the_heads_classes(data):
+    spaces = {name: space for name, space in data._spaces.items() if name != "surface"}
+    turned = {
+        name: replace(space, names=space.names[::-1], counts=space.counts[::-1]) for name, space in spaces.items()
+    }
+    other = VisionData(size=64, shapes=SHAPES)
+    other.align(turned)
+    assert set(other._spaces) == {"scene", "daytime", "objects"}
+    for mine, theirs in zip(data.records("val"), other.records("val"), strict=True):
+        assert data._spaces["scene"].names[mine.labels["scene"]] == turned["scene"].names[theirs.labels["scene"]]
+        assert set(theirs.labels) <= set(turned)
+    from pipeline.errors import DataError
+
+    with pytest.raises(DataError, match="no label field of the data"):
+        VisionData(size=64, shapes=SHAPES).align({})
