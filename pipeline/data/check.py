@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -11,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source
 from pipeline.data.formats.files import images_under
-from pipeline.errors import DataError, ImageError
-from pipeline.imaging.decode import read_image
-from pipeline.labels import IGNORE_INDEX
-from pipeline.records import Boxes, FileImage, Record
+from pipeline.data.look import Look, look_at
+from pipeline.errors import DataError
+from pipeline.records import Boxes, Record
 
 
 @dataclass
@@ -28,24 +25,24 @@ class Report:
     """What was found.
 
     Attributes:
-        format: the readers that fit, joined by `+`.
+        format: the readers that fit, joined by `+`; empty where the labels cannot be read at all.
         images: labelled images.
         splits: images per split; `unsplit` where the data set does not say.
-        counts: labels per class, by field.
+        counts: labels per class, by field; for masks, the images in which the class occurs.
         sizes: the most frequent full sizes, as `WIDTHxHEIGHT`.
         problems: everything wrong.
     """
 
     format: str
-    images: int
-    splits: dict[str, int]
-    counts: dict[str, dict[str, int]]
-    sizes: dict[str, int]
+    images: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that refuse the data."""
+        """The problems that must be mended."""
         return [problem for problem in self.problems if problem.severity == "error"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,63 +50,58 @@ class Report:
         return asdict(self)
 
 
-def check_data(root: Path, format: str = "auto") -> Report:  # noqa: A002  # the option's name
-    """Reads every label and every image of a folder; raises DataError when its labels cannot be read at all."""
-    source = read_source(root, format)
+def check_data(root: Path, format: str = "auto", workers: int | None = None) -> Report:  # noqa: A002  # the option's name
+    """Reads every label and every image of a folder.
+
+    Labels that cannot be read at all give a report with that one error.
+
+    Args:
+        root: the data set's folder.
+        format: `auto`, or readers joined by `+`.
+        workers: images decoded at a time; None takes one per core.
+    """
+    try:
+        source = read_source(root, format)
+    except DataError as error:
+        return Report("", problems=[Problem("error", "unusable data set", str(root), str(error))])
     problems = list(source.problems)
-    sizes: Counter[tuple[int, int]] = Counter()
-    digests: dict[str, list[Record]] = {}
-    for record in track(source.records, "reading images", console=Console(stderr=True), transient=True):
-        assert isinstance(record.image, FileImage)
-        try:
-            size = read_image(record.image.path)[1]
-        except ImageError as error:
-            problems.append(Problem("error", "unreadable image", record.image.name, str(error)))
+    sizes: dict[tuple[int, int], list[tuple[Record, Look]]] = {}
+    twins: dict[str, list[Record]] = {}
+    occurs: dict[str, Counter[int]] = {name: Counter() for name in source.spaces}
+    for record, look in zip(source.records, look_at(source.records, workers), strict=True):
+        problems += look.problems
+        if look.size is None:
             continue
-        sizes[size] += 1
-        digests.setdefault(hashlib.sha256(record.image.path.read_bytes()).hexdigest(), []).append(record)
-        problems += _of_record(record, size)
-    for twins in digests.values():
-        problems += _duplicates(twins)
+        sizes.setdefault(look.size, []).append((record, look))
+        twins.setdefault(look.digest, []).append(record)
+        for name, present in look.classes.items():
+            occurs[name].update(present)
+    for records in twins.values():
+        problems += _duplicates(records)
     problems += _unlabelled(root, source) + _odd_sizes(sizes)
-    counts = {name: _count(source, name) for name in source.spaces}
+    counts = {name: _count(source, name, occurs[name]) for name in source.spaces}
     for name, table in counts.items():
         problems += _imbalance(name, table)
     splits = Counter(record.split or "unsplit" for record in source.records)
-    common = {f"{width}x{height}": number for (height, width), number in sizes.most_common(10)}
+    most = sorted(((len(found), size) for size, found in sizes.items()), reverse=True)[:10]
+    common = {f"{width}x{height}": number for number, (height, width) in most}
     return Report(source.format, len(source.records), dict(splits), counts, common, problems)
-
-
-def _of_record(record: Record, size: tuple[int, int]) -> list[Problem]:
-    """Sizes and values of one image's labels."""
-    found = []
-    name = record.image.name
-    if record.size is not None and record.size != size:
-        message = f"the labels say {record.size[1]} x {record.size[0]}, the upright image is {size[1]} x {size[0]}"
-        found.append(Problem("error", "size differs", name, message))
-    for label in record.labels.values():
-        if isinstance(label, (int, tuple, Boxes)):
-            continue
-        try:
-            mask = label.read(size)
-        except DataError as error:
-            found.append(Problem("error", "bad mask", name, str(error)))
-            continue
-        ignored = float((mask == IGNORE_INDEX).mean())
-        if ignored == 1:
-            found.append(Problem("warning", "empty mask", name, "every pixel of its mask is ignored or of no class"))
-    return found
 
 
 def _duplicates(twins: list[Record]) -> list[Problem]:
     if len(twins) < 2:
         return []
-    names = ", ".join(record.image.name for record in twins[1:4])
+    names = ", ".join(record.image.name for record in twins[1:4]) + (", …" if len(twins) > 4 else "")
     splits = {record.split for record in twins}
     if len(splits) > 1:
         message = f"the same file as {names}, in other splits: the test would be of what was trained"
         return [Problem("error", "duplicate across splits", twins[0].image.name, message)]
-    return [Problem("warning", "duplicate", twins[0].image.name, f"the same file as {names}")]
+    kinds = {str([(n, v) for n, v in sorted(r.labels.items()) if isinstance(v, (int, tuple))]) for r in twins}
+    if len(kinds) > 1:
+        message = f"the same file as {names}, with another label: one of them must be wrong"
+        return [Problem("warning", "duplicate with another label", twins[0].image.name, message)]
+    parted = "; a random split may part them" if None in splits else ""
+    return [Problem("warning", "duplicate", twins[0].image.name, f"the same file as {names}{parted}")]
 
 
 def _unlabelled(root: Path, source: SourceData) -> list[Problem]:
@@ -121,44 +113,41 @@ def _unlabelled(root: Path, source: SourceData) -> list[Problem]:
     ]
 
 
-def _odd_sizes(sizes: Counter[tuple[int, int]]) -> list[Problem]:
-    """Images ten times as large, in pixels, as the most frequent size."""
+def _odd_sizes(sizes: dict[tuple[int, int], list[tuple[Record, Look]]]) -> list[Problem]:
+    """Images with ten times as many pixels as the most frequent size."""
     if not sizes:
         return []
-    (height, width), _ = sizes.most_common(1)[0]
-    giants = sorted(size for size in sizes if size[0] * size[1] > 10 * height * width)
+    height, width = max(sizes, key=lambda size: len(sizes[size]))
     return [
-        Problem("warning", "odd size", f"{sizes[g]} images", f"{g[1]} x {g[0]} where most are {width} x {height}")
-        for g in giants
+        Problem("warning", "odd size", record.image.name, f"{w} x {h} where most are {width} x {height}{look.turned}")
+        for (h, w), found in sorted(sizes.items())
+        if h * w > 10 * height * width
+        for record, look in found
     ]
 
 
-def _count(source: SourceData, field_name: str) -> dict[str, int]:
-    names = source.spaces[field_name].names
-    total: Counter[str] = Counter()
+def _count(source: SourceData, field_name: str, occurs: Counter[int]) -> dict[str, int]:
+    """Labels per class; every class is there, also without a label."""
+    total = Counter(dict.fromkeys(range(len(source.spaces[field_name].names)), 0))
     for record in source.records:
         label = record.labels.get(field_name)
         if isinstance(label, Boxes):
-            total.update(names[int(kind)] for kind in label.classes)
+            total.update(map(int, label.classes))
         elif isinstance(label, int):
-            total[names[label]] += 1
+            total[label] += 1
         elif isinstance(label, tuple):
-            total.update(names[i] for i in label)
-        elif label is not None:
-            total["labelled images"] += 1
-    return {name: total[name] for name in (*names, "labelled images") if name in total or name in names}
+            total.update(label)
+    total.update(occurs)
+    return {name: total[index] for index, name in enumerate(source.spaces[field_name].names)}
 
 
 def _imbalance(name: str, table: dict[str, int]) -> list[Problem]:
-    classes = {key: value for key, value in table.items() if key != "labelled images"}
-    if "labelled images" in table or not classes:
-        return []
     found = [
         Problem("warning", "empty class", name, f"class {key!r} has no label")
-        for key, value in classes.items()
+        for key, value in table.items()
         if value == 0
     ]
-    positive = [value for value in classes.values() if value]
+    positive = [value for value in table.values() if value]
     if positive and max(positive) > 10 * min(positive):
         message = f"the largest class has {max(positive)} labels, the smallest {min(positive)}; consider class_weights"
         found.append(Problem("info", "imbalance", name, message))
@@ -167,24 +156,33 @@ def _imbalance(name: str, table: dict[str, int]) -> list[Problem]:
 
 def print_report(report: Report, console: Console) -> None:
     """A readable table; no more than ten problems of a kind, and how many more there are."""
-    splits = ", ".join(f"{name} {number}" for name, number in sorted(report.splits.items()))
-    console.print(f"Format: {report.format}; {report.images} images ({splits})")
-    console.print("Sizes: " + ", ".join(f"{size} ({number})" for size, number in report.sizes.items()))
+    if report.format:
+        splits = ", ".join(f"{name} {number}" for name, number in sorted(report.splits.items()))
+        console.print(f"Format: {report.format}; {report.images} images ({splits})")
+        console.print("Sizes: " + ", ".join(f"{size} ({number})" for size, number in report.sizes.items()))
     for name, table in report.counts.items():
-        console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in table.items()))
+        console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in table.items()), markup=False)
     if not report.problems:
         console.print("No problems.")
         return
     listing = Table("severity", "kind", "where", "what")
+    kinds = Counter(problem.kind for problem in report.problems)
     shown: Counter[str] = Counter()
     for problem in sorted(report.problems, key=lambda p: ("error", "warning", "info").index(p.severity)):
         shown[problem.kind] += 1
         if shown[problem.kind] <= 10:
-            listing.add_row(problem.severity, problem.kind, problem.where, problem.message)
+            listing.add_row(problem.severity, problem.kind, _plain(problem.where), _plain(problem.message))
     console.print(listing)
-    for kind, number in shown.items():
+    for kind, number in kinds.items():
         if number > 10:
             console.print(f"… and {number - 10} more of kind '{kind}'")
+    levels = Counter(problem.severity for problem in report.problems)
+    console.print(f"{levels['error']} errors, {levels['warning']} warnings, {levels['info']} remarks.")
+
+
+def _plain(text: str) -> str:
+    """File names hold brackets, which the table would take for its mark-up."""
+    return text.replace("[", "\\[")
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from pipeline.data.collate import Collate
 from pipeline.data.dataset import RecordDataset, View
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source
+from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement
 from pipeline.data.sampling import EvalBatches, TrainBatches
 from pipeline.data.shapes import read_shapes
 from pipeline.data.split import split_records
@@ -99,6 +101,7 @@ class VisionData(L.LightningDataModule):
         self._splits: dict[str, list[Record]] | None = None
         self._spaces: dict[str, LabelSpace] = {}
         self._source_of: dict[str, int] = {}
+        self._told = False
 
     def _view(self, augment: str | list[dict[str, Any]]) -> View | None:
         if isinstance(augment, str):
@@ -125,10 +128,9 @@ class VisionData(L.LightningDataModule):
         spaces, records = unite(loaded, [source.fields or {} for source in self.sources])
         self.formats = [source.format for source in loaded]
         self.problems = [problem for source in loaded for problem in source.problems]
-        errors = [p for p in self.problems if p.severity == "error"]
-        if errors:
-            listed = "; ".join(f"{p.kind}: {p.where}: {p.message}" for p in errors[:3])
-            raise DataError(f"{len(errors)} errors in the data ({listed}); `lightning check-data` lists them all")
+        images = [record for part in records for record in part]
+        self.problems += size_problems(images)
+        refuse(self.problems, len(images))
         self._source_of = {record.image.name: number for number, part in enumerate(records) for record in part}
         splits: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
         for part in records:
@@ -137,11 +139,7 @@ class VisionData(L.LightningDataModule):
         if not splits["train"]:
             raise DataError("the data has no training images; check data.split, or the data set's own split files")
         self._spaces = {name: space.with_counts(count(name, space, splits["train"])) for name, space in spaces.items()}
-        for name, space in self._spaces.items():
-            if space.kind == "classes" and len(space.names) < 2:
-                raise DataError(
-                    f"label field {name!r} has only one class ({space.names[0]!r}): there is nothing to tell apart"
-                )
+        refuse_unlearnable(self._spaces)
         self._splits = splits
         return splits
 
@@ -163,6 +161,14 @@ class VisionData(L.LightningDataModule):
                 raise DataError(f"the masks of field {name!r} number their classes otherwise than its head")
         self._splits = {k: [_renumber(record.only(shared), {}, tables) for record in v] for k, v in splits.items()}
         self._spaces = {name: spaces[name] for name in shared}
+
+    def setup(self, stage: str) -> None:
+        """Says, once and on rank zero, what `fit` found and what it leaves out."""
+        splits = self._read()
+        if stage == "fit" and not self._told and (self.trainer is None or self.trainer.is_global_zero):
+            self._told = True
+            sys.stdout.write(statement(self.formats, self._spaces, splits, self.problems) + "\n")
+            sys.stdout.flush()
 
     def digest(self) -> dict[str, dict[str, Any]]:
         """Per split: `sha256` over names and labels, `images`, and labels per field."""

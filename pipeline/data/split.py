@@ -14,7 +14,8 @@ def split_records(records: list[Record], fractions: tuple[float, float, float], 
     """Records by split.
 
     Where the data set says itself where an image belongs, that holds; a `val` it lacks is taken out of `train`, a
-    `test` it lacks stays empty. Where it says nothing, `fractions` decide.
+    `test` it lacks stays empty, and images it says nothing of go to `train`. Where it says nothing at all,
+    `fractions` decide. Images of one group never part by this.
 
     Args:
         records: all images.
@@ -24,20 +25,20 @@ def split_records(records: list[Record], fractions: tuple[float, float, float], 
     Raises:
         ConfigError: fractions that are negative or do not sum to 1.
     """
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise ConfigError(f"data.split must be three fractions that sum to 1, not {list(fractions)}")
     out: Splits = {"train": [], "val": [], "test": []}
-    for record in records:
-        if record.split in out:
-            out[record.split].append(record)
     free = [record for record in records if record.split not in out]
     if len(free) == len(records):
-        return _draw(free, dict(zip(("train", "val", "test"), fractions, strict=True)), seed)
-    out["train"] += free
-    if not out["val"] and fractions[1] > 0 and len(out["train"]) > 1:
+        return out | _draw(free, dict(zip(out, fractions, strict=True)), seed)
+    homes = {record.group: record.split for record in records if record.group is not None and record.split is not None}
+    for record in records:
+        known = homes.get(record.group) if record.group is not None else None
+        split = record.split if record.split in out else known
+        out[split if split in out else "train"].append(record)
+    if not out["val"] and fractions[1] > 0:
         share = fractions[1] / (fractions[0] + fractions[1])
-        drawn = _draw(out["train"], {"train": 1 - share, "val": share}, seed)
-        out |= {"train": drawn["train"], "val": drawn["val"]}
+        out |= _draw(out["train"], {"train": 1 - share, "val": share}, seed)
     return out
 
 
@@ -49,22 +50,21 @@ def stratum(record: Record) -> str:
 
 
 def _draw(records: list[Record], shares: dict[str, float], seed: int) -> Splits:
-    """Random members per split: groups whole, each stratum in proportion."""
+    """Random members per split: groups whole, each stratum in proportion, counted in images."""
     rng = np.random.default_rng(seed)
-    groups: dict[str, list[Record]] = {}
+    groups: dict[tuple[bool, str], list[Record]] = {}
     for record in sorted(records, key=lambda r: r.image.name):
-        groups.setdefault(record.group or record.image.name, []).append(record)
-    strata: dict[str, list[str]] = {}
-    for name, members in groups.items():
-        strata.setdefault(stratum(members[0]), []).append(name)
-    out: Splits = {name: [] for name in ("train", "val", "test") if name in shares or len(shares) == 3}
-    given = dict.fromkeys(shares, 0.0)
+        alone = record.group is None
+        groups.setdefault((not alone, record.image.name if alone else str(record.group)), []).append(record)
+    strata: dict[str, list[list[Record]]] = {}
+    for members in groups.values():
+        strata.setdefault(stratum(members[0]), []).append(members)
+    out: Splits = {name: [] for name in shares}
     for key in sorted(strata):
-        names = strata[key]
-        for at in rng.permutation(len(names)):
+        for at in rng.permutation(len(strata[key])):
+            members = strata[key][int(at)]
             # To the split that is furthest behind its share.
-            total = sum(given.values()) + 1
-            behind = max(shares, key=lambda split: shares[split] * total - given[split])
-            given[behind] += 1
-            out[behind] += groups[names[int(at)]]
+            total = sum(map(len, out.values())) + len(members)
+            behind = max(shares, key=lambda split: shares[split] * total - len(out[split]))
+            out[behind] += members
     return out

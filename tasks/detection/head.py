@@ -122,7 +122,8 @@ class DetectionHead(Head):
         """Raw outputs of both branches; at inference only of the one that answers."""
         maps = self.neck([features[i] for i in self.picked])
         shapes = [(m.shape[2], m.shape[3]) for m in maps]  # kept as they are: an exported graph may leave them open
-        if torch._C._get_tracing_state():  # constants, which move to any device with the trace
+        # A trace keeps them as constants, which move to any device with it.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # torch leaves it unexported
             shapes = [(int(height), int(width)) for height, width in shapes]
         points, strides = anchor_points(shapes, self.strides, maps[0].device)
         many = self.many(maps) if self.training or self.nms else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.boxes import safe_boxes
-from pipeline.data.formats.files import images_under, read_json, split_in_name
+from pipeline.data.formats.files import SPLITS, Pictures, read_json, split_in_name
 from pipeline.errors import DataError
 from pipeline.imaging.masks import ShapeMask
 from pipeline.labels import LabelSpace
@@ -15,77 +16,186 @@ from pipeline.records import FieldLabel, FileImage, Record
 
 
 def find_coco(root: Path) -> list[Path]:
-    """JSON files of COCO's layout in the folder or its `annotations`."""
-    found = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json"))]
-    return [
-        path
-        for path in found
-        if b'"images"' in path.read_bytes()[:100_000_000] and b'"categories"' in path.read_bytes()
-    ]
+    """JSON files of COCO's layout in the folder, its `annotations`, or its split folders.
+
+    Where some are called `instances…`, those alone: captions and key points stand beside them in COCO itself.
+    """
+    splits = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in SPLITS]
+    files = [path for folder in (root, root / "annotations", *splits) for path in sorted(folder.glob("*.json"))]
+    found = [path for path in files if _is_coco(path.read_bytes())]
+    return [path for path in found if path.name.startswith("instances")] or found
+
+
+def _is_coco(data: bytes) -> bool:
+    return b'"images"' in data and (b'"categories"' in data or b'"annotations"' in data)
+
+
+@dataclass
+class _Reading:
+    """What is collected over the files: class names, Records, problems."""
+
+    root: Path
+    pictures: Pictures
+    names: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def read_coco(root: Path) -> SourceData:
-    """Records of a folder with COCO JSON files; raises DataError for broken files or unlike categories."""
+    """Records of a folder with COCO JSON files; raises DataError for broken files."""
     files = find_coco(root)
     if not files:
         raise DataError(f"{root}: no COCO JSON (with `images` and `categories`) here or in `annotations`")
-    by_name = {path.name: path for path in images_under(root)}
-    problems: list[Problem] = []
-    records: list[Record] = []
-    names: tuple[str, ...] | None = None
-    has_masks = False
+    reading = _Reading(root, Pictures(root))
     for file in files:
-        content = read_json(file)
-        categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-        found = tuple(str(category["name"]) for category in categories)
-        if names is not None and found != names:
-            raise DataError(f"{file}: its categories {list(found)} differ from the other files' {list(names)}")
-        names = found
-        index = {int(category["id"]): i for i, category in enumerate(categories)}
-        rows: dict[int, list[dict[str, Any]]] = {}
-        for row in content.get("annotations", []):
-            rows.setdefault(int(row["image_id"]), []).append(row)
-        split = split_in_name(Path(file.name)) if len(files) > 1 else None
-        for entry in content["images"]:
-            path = root / entry["file_name"]
-            if not path.is_file():
-                path = by_name.get(Path(entry["file_name"]).name, path)
-            if not path.is_file():
-                problems.append(
-                    Problem("error", "missing image", str(file), f"{entry['file_name']} is not in the folder")
-                )
-                continue
-            mine = rows.get(int(entry["id"]), [])
-            record = _record(path, entry, mine, index, split, file, problems)
-            has_masks |= "mask" in record.labels
-            records.append(record)
-    spaces = {"boxes": LabelSpace("boxes", names or ())}
-    if has_masks:
-        spaces["mask"] = LabelSpace("mask", ("background", *(names or ())))
-    return SourceData("coco", spaces, records, problems)
+        split = split_in_name(file.relative_to(root)) if len(files) > 1 else None
+        _read_file(file, split, reading)
+    spaces = {"boxes": LabelSpace("boxes", tuple(reading.names))}
+    records = reading.records
+    if any("mask" in record.labels for record in records):
+        spaces["mask"] = LabelSpace("mask", ("background", *reading.names))
+    return SourceData("coco", spaces, records, reading.problems)
+
+
+def _read_file(file: Path, split: str | None, reading: _Reading) -> None:
+    content = read_json(file)
+    entries, categories, annotations = (_list_of(content, key, file) for key in ("images", "categories", "annotations"))
+    if entries is None or categories is None or annotations is None:
+        # COCO's own test split has images without annotations: not labelled, which is not the same as empty.
+        reading.problems.append(Problem("info", "no labels", str(file), "no categories or annotations in it: left out"))
+        return
+    index = _class_indices(categories, file, reading.names)
+    rows: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for number, row in enumerate(annotations):
+        rows.setdefault(str(row.get("image_id")), []).append((number, row))
+    for number, entry in enumerate(entries):
+        place = f"{file}: images[{number}]"
+        if not isinstance(entry.get("file_name"), str) or "id" not in entry:
+            raise DataError(f"{place} has no `file_name` or no `id`")
+        mine = rows.pop(str(entry["id"]), [])
+        path = reading.pictures.find(entry["file_name"], _near(file, reading.root, split), split)
+        if path is None:
+            message = f"{entry['file_name']} is not in the folder: left out"
+            reading.problems.append(Problem("error", "label without image", place, message))
+            continue
+        reading.records.append(_record(path, entry, mine, index, split, file, reading.problems))
+    if rows:
+        extra = sum(map(len, rows.values()))
+        message = f"{extra} annotations of images that are not listed: left out"
+        reading.problems.append(Problem("warning", "label of no image", str(file), message))
+
+
+def _near(file: Path, root: Path, split: str | None) -> list[Path]:
+    """Folders that a file's image names may be relative to."""
+    folders = [file.parent, root / "images"]
+    if split is not None:
+        base = [folder for folder in (root, root / "images") if folder.is_dir()]
+        folders += [c for b in base for c in sorted(b.iterdir()) if split_in_name(Path(c.name)) == split and c.is_dir()]
+    return folders
+
+
+def _list_of(content: Any, key: str, file: Path) -> list[dict[str, Any]] | None:
+    """A top-level list of objects, None where it is not there; raises DataError for anything else."""
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: not COCO JSON: an object with `images`, `annotations` and `categories` is expected")
+    value = content.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise DataError(f"{file}: `{key}` must be a list, not {type(value).__name__}")
+    wrong = next((i for i, item in enumerate(value) if not isinstance(item, dict)), None)
+    if wrong is not None:
+        raise DataError(f"{file}: {key}[{wrong}] must be an object, not {value[wrong]!r}")
+    return value
+
+
+def _class_indices(categories: list[dict[str, Any]], file: Path, names: list[str]) -> dict[str, int]:
+    """Class index by category id, which need not be contiguous; classes of one name in several files are one."""
+    for number, category in enumerate(categories):
+        if "id" not in category or "name" not in category:
+            raise DataError(f"{file}: categories[{number}] has no `id` or no `name`")
+    own = [str(category["name"]) for category in categories]
+    if twice := {name for name in own if own.count(name) > 1}:
+        raise DataError(f"{file}: several categories have the name {', '.join(sorted(twice))}")
+    ordered = sorted(categories, key=lambda c: (0, c["id"], "") if isinstance(c["id"], int) else (1, 0, str(c["id"])))
+    names += [str(c["name"]) for c in ordered if str(c["name"]) not in names]
+    return {str(category["id"]): names.index(str(category["name"])) for category in ordered}
 
 
 def _record(
     path: Path,
     entry: dict[str, Any],
-    rows: list[dict[str, Any]],
-    index: dict[int, int],
+    rows: list[tuple[int, dict[str, Any]]],
+    index: dict[str, int],
     split: str | None,
     file: Path,
     problems: list[Problem],
 ) -> Record:
-    size = (int(entry["height"]), int(entry["width"])) if "height" in entry and "width" in entry else None
-    known = [row for row in rows if int(row["category_id"]) in index]
-    if len(known) < len(rows):
-        where, extra = f"{file}: {path.name}", len(rows) - len(known)
-        problems.append(Problem("error", "unknown class", where, f"{extra} annotations of categories not in the list"))
-    xyxy = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in known)]
-    classes = [index[int(row["category_id"])] for row in known]
-    crowd = [bool(row.get("iscrowd", 0)) for row in known]
-    labels: dict[str, FieldLabel] = {"boxes": safe_boxes(xyxy, classes, size, f"{file}: {path.name}", problems, crowd)}
-    shapes = tuple(
-        (i + 1, row["segmentation"]) for i, row in zip(classes, known, strict=True) if row.get("segmentation")
-    )
+    size = _size(entry)
+    xyxy, classes, crowd, places = [], [], [], []
+    shapes: list[tuple[int, Any]] = []
+    for number, row in rows:
+        place = f"{file}: annotations[{number}]"
+        kind = index.get(str(row.get("category_id")))
+        if kind is None:
+            message = f"category {row.get('category_id')!r} of {path.name} is not in the list"
+            problems.append(Problem("error", "unknown class", place, message))
+            continue
+        shape = row.get("segmentation") or None
+        if shape is not None and (wrong := _wrong_shape(shape, size)):
+            problems.append(Problem("error", "broken label", place, f"segmentation of {path.name}: {wrong}"))
+            continue
+        corners = _corners(row.get("bbox"), shape)
+        if corners is None:
+            problems.append(Problem("error", "broken label", place, f"bbox {row.get('bbox')!r} is not four numbers"))
+            continue
+        xyxy.append(corners)
+        classes.append(kind)
+        crowd.append(bool(row.get("iscrowd", 0)))
+        places.append(place)
+        if shape is not None:
+            shapes.append((kind + 1, shape))
+    labels: dict[str, FieldLabel] = {"boxes": safe_boxes(xyxy, classes, size, places, problems, crowd)}
     if shapes:
-        labels["mask"] = ShapeMask(shapes)
+        labels["mask"] = ShapeMask(tuple(shapes))
     return Record(FileImage(path), labels, split, None, size)
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    try:
+        height, width = int(entry["height"]), int(entry["width"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _corners(box: Any, shape: Any) -> list[float] | None:
+    """A box x, y, width, height as xyxy; from the polygons where there is none; None where it is broken."""
+    if not box and isinstance(shape, list):
+        xs, ys = [v for ring in shape for v in ring[0::2]], [v for ring in shape for v in ring[1::2]]
+        return [min(xs), min(ys), max(xs), max(ys)]
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return None
+    x, y, width, height = map(float, box)
+    return [x, y, x + width, y + height]
+
+
+def _wrong_shape(shape: Any, size: tuple[int, int] | None) -> str | None:
+    """What is wrong with polygons or an RLE, None when nothing is."""
+    if isinstance(shape, dict):
+        if not isinstance(shape.get("counts"), (str, list)) or not isinstance(shape.get("size"), list):
+            return "an RLE needs `size` and `counts`"
+        if size is not None and tuple(shape["size"]) != size:
+            return f"an RLE of {shape['size']}, but the image is {list(size)} (height, width)"
+        if isinstance(shape["counts"], list) and sum(shape["counts"]) != shape["size"][0] * shape["size"][1]:
+            return "the run lengths do not add up to the image"
+        return None
+    if not isinstance(shape, list) or not all(isinstance(ring, list) for ring in shape):
+        return "neither a list of polygons nor an RLE"
+    if any(len(ring) < 6 or len(ring) % 2 or not all(map(_is_number, ring)) for ring in shape):
+        return "a polygon needs three or more points x, y"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,85 +2,168 @@
 
 from __future__ import annotations
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from pipeline.data.formats.base import Problem, SourceData
-from pipeline.data.formats.files import SPLITS, images_under
+from pipeline.data.formats.colours import Listing, Value, find_list, read_list
+from pipeline.data.formats.files import SPLITS, folder_split, images_under, masks_under
+from pipeline.data.formats.voc import read_image_sets
 from pipeline.errors import DataError
 from pipeline.imaging.masks import ColourMask, IndexMask
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import FileImage, Record
 
-FOLDERS = ("masks", "mask", "annotations", "labels", "SegmentationClass")
-_PROBED = 200
-"""Masks that are looked at to learn which values occur."""
+_PROBED = (200, 2000)
+"""Masks that are looked at to learn which values occur: with a class list, and without; `check-data` looks at all."""
+
+_SUFFIX = re.compile(r"[_-](masks?|labels?|gt|seg|l|labelids|color)$", re.IGNORECASE)
+"""What a mask's name may have behind its image's."""
 
 
-def find_masks(root: Path) -> Path | None:
-    """The folder of masks, if there is one with PNG files."""
-    return next((root / n for n in FOLDERS if (root / n).is_dir() and any((root / n).rglob("*.png"))), None)
+def find_masks(root: Path) -> list[Path]:
+    """The pictures in folders of masks, sorted."""
+    return masks_under(root)
 
 
 def read_masks(root: Path) -> SourceData:
-    """Records of images with masks; class names from `classes.txt` where it lies in the folder.
+    """Records of images with masks; class names and colours from `classes.txt` where there is one.
 
     Raises:
-        DataError: no mask folder, or no mask with an image of its name.
+        DataError: no masks, none with an image of its name, or a class list that does not fit them.
     """
-    folder = find_masks(root)
-    if folder is None:
-        raise DataError(f"{root}: no folder {', '.join(FOLDERS)} with PNG masks")
-    masks = {path.stem: path for path in sorted(folder.rglob("*.png"))}
-    pictures = {path.stem: path for path in images_under(root) if folder not in path.parents}
-    pairs = [(pictures[stem], masks[stem]) for stem in pictures if stem in masks]
+    masks = find_masks(root)
+    if not masks:
+        raise DataError(
+            f"{root}: no folder `masks` (or `labels`, `SegmentationClass`) with PNG masks beside the images"
+        )
+    pairs, problems = _pair(images_under(root), masks, root)
     if not pairs:
-        raise DataError(f"{root}: no mask in {folder} has the name of an image")
-    problems = [
-        Problem("warning", "label without image", str(path), "no image of this name")
-        for stem, path in masks.items()
-        if stem not in pictures
-    ]
-    values = _values([mask for _, mask in pairs[:: max(1, len(pairs) // _PROBED)]])
-    listing = root / "classes.txt"
-    count = len(values)
-    names = tuple(listing.read_text().split("\n")[:count]) if listing.is_file() else _names(count)
-    if len(names) != count:
-        raise DataError(f"{listing}: {len(names)} names, but the masks have {count} values: {values}")
+        raise DataError(f"{root}: no mask in {masks[0].parent} has the name of an image")
+    listing = find_list(root, *sorted({folder for mask in masks for folder in (mask.parent, mask.parent.parent)}))
+    step = max(1, len(pairs) // _PROBED[listing is None])
+    values = _probe([mask for _, mask in pairs[::step]], problems)
+    names = _names(values)
+    if listing is not None:
+        names, known = _match(read_list(listing), values, listing)
+        if unknown := set(values) - set(known):
+            message = f"{', '.join(map(str, sorted(unknown, key=str)[:5]))} in the masks are of no class: ignored"
+            problems.append(Problem("warning", "unknown mask value", str(listing), message))
+        values = known
+    if not values:
+        raise DataError(f"{root}: every pixel of the masks is {IGNORE_INDEX} (ignored), or no mask can be read")
+    sets = read_image_sets(root, "Segmentation", problems)
     records = []
     for picture, mask in pairs:
-        source = _source(mask, values)
-        split = next((SPLITS[part.lower()] for part in picture.relative_to(root).parts if part.lower() in SPLITS), None)
-        records.append(Record(FileImage(picture), {"mask": source}, split))
-    return SourceData("masks", {"mask": LabelSpace("mask", names)}, records, problems)
+        split = sets.get(picture.stem) if sets else folder_split(picture, root) or folder_split(mask, root)
+        records.append(Record(FileImage(picture), {"mask": _source(mask, values)}, split))
+    unnamed = frozenset() if listing else frozenset({"mask"})
+    return SourceData("masks", {"mask": LabelSpace("mask", names)}, records, problems, unnamed)
 
 
-def _names(count: int) -> tuple[str, ...]:
-    return ("background", "foreground") if count == 2 else tuple(f"class_{i}" for i in range(count))
+def _pair(pictures: list[Path], masks: list[Path], root: Path) -> tuple[list[tuple[Path, Path]], list[Problem]]:
+    """Images with their masks: of the same name in the same split's folder, or of the same name at all."""
+    images: dict[tuple[str | None, str], list[Path]] = {}
+    for path in pictures:
+        for key in {(folder_split(path, root), path.stem), (None, path.stem)}:
+            images.setdefault(key, []).append(path)
+    pairs: dict[Path, Path] = {}
+    problems = []
+    for mask in masks:
+        stems = dict.fromkeys((mask.stem, _SUFFIX.sub("", mask.stem)))
+        keys = [(split, stem) for stem in stems for split in (_mask_split(mask, root), None)]
+        found = next((images[key] for key in keys if key in images), [])
+        if len(found) == 1 and found[0] not in pairs:
+            pairs[found[0]] = mask
+        elif found:
+            others = [pairs[found[0]]] if found[0] in pairs else found
+            message = f"not clear which image it belongs to: {', '.join(map(str, others[:3]))} bears its name too"
+            problems.append(Problem("error", "ambiguous mask", str(mask), message))
+        else:
+            problems.append(Problem("error", "label without image", str(mask), "no image of this name: left out"))
+    return sorted(pairs.items()), problems
 
 
-def _source(mask: Path, values: list[int] | list[tuple[int, int, int]]) -> IndexMask | ColourMask:
+def _mask_split(mask: Path, root: Path) -> str | None:
+    """The split of a mask's folders, also of one like `train_masks`."""
+    parts = [re.sub(r"[_-]?(masks?|labels?|annot)$", "", part.lower()) for part in mask.relative_to(root).parts[:-1]]
+    return folder_split(mask, root) or next((SPLITS[part] for part in reversed(parts) if part in SPLITS), None)
+
+
+def _names(values: list[Value]) -> tuple[str, ...]:
+    return ("background", "foreground") if len(values) == 2 else tuple(f"class_{i}" for i in range(len(values)))
+
+
+def _source(mask: Path, values: list[Value]) -> IndexMask | ColourMask:
     if isinstance(values[0], tuple):
         return ColourMask(mask, tuple(v for v in values if isinstance(v, tuple)))
     return IndexMask(mask, tuple(v for v in values if isinstance(v, int)))
 
 
-def _values(paths: list[Path]) -> list[int] | list[tuple[int, int, int]]:
-    """The pixel values (or colours) that occur, ascending, without the ignored one."""
-    numbers: set[int] = set()
-    colours: set[tuple[int, int, int]] = set()
-    for path in paths:
-        try:
-            with Image.open(path, formats=("PNG",)) as image:
-                plane = np.asarray(image)
-        except OSError as error:
-            raise DataError(f"mask {path}: {error}") from error
-        if plane.ndim == 3:
-            colours |= {(int(r), int(g), int(b)) for r, g, b in np.unique(plane[..., :3].reshape(-1, 3), axis=0)}
-        else:
-            numbers |= {int(value) for value in np.unique(plane)}
+def _match(listing: Listing, found: list[Value], file: Path) -> tuple[tuple[str, ...], list[Value]]:
+    """Class names with the pixel value of each; raises DataError when the list cannot be meant for these masks."""
+    names = tuple(name for name, _ in listing)
+    given = [value for _, value in listing if value is not None]
+    colours = bool(found) and isinstance(found[0], tuple)
+    if given:
+        if isinstance(given[0], tuple) != colours:
+            kinds = ("colours", "pixel values") if isinstance(given[0], tuple) else ("pixel values", "colours")
+            raise DataError(f"{file}: it lists {kinds[0]}, but the masks hold {kinds[1]}")
+        return names, given
+    if not colours and set(found) <= set(range(len(names))):
+        return names, list(range(len(names)))
+    if len(found) == len(names) and not colours:
+        return names, found
+    remedy = "give each name its colour: `name r g b`" if colours else "give each name its value: `value name`"
+    shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
+    raise DataError(f"{file}: {len(names)} names, but the masks have {len(found)} values: {shown}; {remedy}")
+
+
+def _probe(paths: list[Path], problems: list[Problem]) -> list[Value]:
+    """The values that occur, ascending, without the ignored one; masks that cannot be read are told."""
+    with ThreadPoolExecutor(8) as pool:
+        seen = list(pool.map(_values_or_error, paths))
+    errors = [(path, value) for path, value in zip(paths, seen, strict=True) if isinstance(value, DataError)]
+    problems += [Problem("error", "bad mask", str(path), str(error)) for path, error in errors]
+    found = {value for values in seen if not isinstance(values, DataError) for value in values}
+    colours = {value for value in found if isinstance(value, tuple)}
     if colours:
-        return sorted(colours)
-    return sorted(numbers - {IGNORE_INDEX}) if len(numbers) != 2 or 0 not in numbers else sorted(numbers)
+        grey = {(value, value, value) for value in found if isinstance(value, int)}
+        if len(colours | grey) > IGNORE_INDEX:
+            raise DataError(
+                f"{paths[0].parent}: the masks have {len(colours | grey)} colours; are these pictures masks?"
+            )
+        return sorted(colours | grey)
+    numbers = sorted(value for value in found if isinstance(value, int))
+    # 0 and 255 alone are black and white: two classes.
+    return [n for n in numbers if n != IGNORE_INDEX or numbers == [0, IGNORE_INDEX]]
+
+
+def _values_or_error(path: Path) -> set[Value] | DataError:
+    try:
+        return mask_values(path)
+    except DataError as error:
+        return error
+
+
+def mask_values(path: Path) -> set[Value]:
+    """The pixel values of an index PNG or the RGB colours of a colour PNG; raises DataError when it cannot be read."""
+    try:
+        with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF")) as image:
+            image.load()
+            if image.mode.startswith("I") or image.mode == "F":
+                raise DataError(
+                    f"mask {path}: mode {image.mode}, 16 bits or more a pixel; save class indices as 8 bits"
+                )
+            if image.mode in {"1", "L", "P", "LA"}:
+                plane = np.asarray(image.convert("L") if image.mode == "LA" else image, np.uint8)
+                return {int(value) for value in np.flatnonzero(np.bincount(plane.reshape(-1), minlength=256))}
+            rgb = np.asarray(image.convert("RGB"), np.uint32)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"mask {path}: {error}") from error
+    packed = np.unique(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
+    return {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in packed}

@@ -1,79 +1,125 @@
-"""Pascal VOC: an XML per image in Annotations, splits in ImageSets/Main."""
+"""Pascal VOC: an XML per image in Annotations or beside the images, splits in ImageSets/Main."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.boxes import safe_boxes
-from pipeline.data.formats.files import SPLITS, images_under
+from pipeline.data.formats.files import Pictures, folder_split, read_text
 from pipeline.errors import DataError
 from pipeline.labels import LabelSpace
 from pipeline.records import FileImage, Record
 
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def find_voc(root: Path) -> list[Path]:
+    """XML annotations: in `Annotations` (or `annotations/xmls`), else beside the images or one folder below."""
+    for folder in (root / "Annotations", root / "annotations", root / "annotations" / "xmls"):
+        if found := sorted(path for path in folder.glob("*.xml") if not path.name.startswith(".")):
+            return found
+    beside = sorted([*root.glob("*.xml"), *root.glob("*/*.xml")])
+    return [path for path in beside if b"<annotation" in path.read_bytes()[:2000]]
+
 
 def read_voc(root: Path) -> SourceData:
-    """Records of a VOC folder; raises DataError when there is no XML or one cannot be read."""
-    files = sorted((root / "Annotations").glob("*.xml"))
+    """Records of a VOC folder; raises DataError when there is no XML."""
+    files = find_voc(root)
     if not files:
-        raise DataError(f"{root}: no XML files in {root / 'Annotations'}")
-    pictures = {path.stem: path for path in images_under(root)}
-    splits = {
-        stem: split
-        for name, split in SPLITS.items()
-        if (listing := root / "ImageSets" / "Main" / f"{name}.txt").is_file()
-        for stem in (line.split()[0] for line in listing.read_text().splitlines() if line.strip())
-    }
+        raise DataError(f"{root}: no XML annotations in {root / 'Annotations'} or beside the images")
     problems: list[Problem] = []
-    parsed = [(file, _parse(file)) for file in files]
-    names = tuple(sorted({_text(item, "name", file) for file, tree in parsed for item in tree.iter("object")}))
+    pictures = Pictures(root)
+    splits = read_image_sets(root, "Main", problems)
+    parsed = [(file, found) for file in files if (found := _parse(file, problems)) is not None]
+    names = tuple(sorted({name for _, found in parsed for name, _, _, _ in found.objects}))
     records = []
-    for file, tree in parsed:
-        path = pictures.get(file.stem)
+    for file, found in parsed:
+        split = splits.get(file.stem) if splits else folder_split(file, root)
+        path = pictures.find(file.stem, split=split) or pictures.find(found.filename, split=split)
         if path is None:
-            problems.append(Problem("error", "label without image", str(file), "no image of this name"))
+            problems.append(Problem("error", "label without image", str(file), "no image of this name: left out"))
             continue
-        size = _size(tree)
-        items = list(tree.iter("object"))
-        rows = [
-            [float(_text(item, f"bndbox/{side}", file)) for side in ("xmin", "ymin", "xmax", "ymax")] for item in items
-        ]
-        classes = [names.index(_text(item, "name", file)) for item in items]
-        crowd = [item.findtext("difficult", "0").strip() == "1" for item in items]
-        boxes = safe_boxes(rows, classes, size, str(file), problems, crowd)
-        split = splits.get(file.stem)
         if splits and split is None:
-            problems.append(Problem("info", "not in a split", str(file), "in none of ImageSets/Main: left out"))
+            problems.append(Problem("info", "not in a split", str(file), "in no list of ImageSets/Main: left out"))
             continue
-        records.append(Record(FileImage(path), {"boxes": boxes}, split, None, size))
-    labelled = {file.stem for file in files}
-    problems += [
-        Problem("warning", "image without label", str(path), "no XML of this name: left out")
-        for stem, path in pictures.items()
-        if stem not in labelled and path.parent.name == "JPEGImages"
-    ]
+        boxes = safe_boxes(
+            [row for _, row, _, _ in found.objects],
+            [names.index(name) for name, _, _, _ in found.objects],
+            found.size,
+            [f"{file}:{line}" for _, _, _, line in found.objects],
+            problems,
+            [difficult for _, _, difficult, _ in found.objects],
+        )
+        records.append(Record(FileImage(path), {"boxes": boxes}, split, None, found.size))
     return SourceData("voc", {"boxes": LabelSpace("boxes", names)}, records, problems)
 
 
-def _parse(file: Path) -> ET.Element:
+def read_image_sets(root: Path, kind: str, problems: list[Problem]) -> dict[str, str]:
+    """Split by image stem, from ImageSets/KIND; `trainval` counts where there is no `train`."""
+    folder = root / "ImageSets" / kind
+    train = "train" if (folder / "train.txt").is_file() else "trainval"
+    out: dict[str, str] = {}
+    for name, split in ((train, "train"), ("val", "val"), ("test", "test")):
+        listing = folder / f"{name}.txt"
+        if not listing.is_file():
+            continue
+        for number, line in enumerate(read_text(listing).splitlines(), 1):
+            if not line.strip():
+                continue
+            stem = line.split()[0]
+            if out.setdefault(stem, split) != split:
+                message = f"{stem} stands in {out[stem]} and in {split}"
+                problems.append(Problem("error", "in two splits", f"{listing}:{number}", message))
+    return out
+
+
+class _Annotation:
+    """One XML: `size` (height, width) or None, `filename`, and objects as (class, xyxy, difficult, line)."""
+
+    def __init__(self, size: tuple[int, int] | None, filename: str) -> None:
+        self.size, self.filename = size, filename
+        self.objects: list[tuple[str, list[float], bool, int]] = []
+
+
+def _parse(file: Path, problems: list[Problem]) -> _Annotation | None:
+    """An XML's content; what is broken is told, and None when all of it is."""
+    data = file.read_bytes()
+    # Entities are refused: they could expand without end. Zero bytes would hide them in UTF-16.
+    if b"<!ENTITY" in data.replace(b"\0", b""):
+        problems.append(Problem("error", "broken label", str(file), "XML entities are not allowed"))
+        return None
     try:
-        # Entities are refused: the standard parser would expand them without end.
-        text = file.read_text(encoding="utf-8")
-        if "<!ENTITY" in text:
-            raise DataError(f"{file}: XML entities are not allowed")
-        return ET.fromstring(text)  # noqa: S314  # entities are refused above
-    except (OSError, ET.ParseError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not readable as XML: {error}") from error
-
-
-def _text(item: ET.Element, path: str, file: Path) -> str:
-    value = item.findtext(path)
-    if value is None:
-        raise DataError(f"{file}: an <object> has no <{path}>")
-    return value.strip()
+        tree = ET.fromstring(data)  # noqa: S314  # entities are refused above
+    except (ET.ParseError, ValueError, LookupError) as error:
+        line = getattr(error, "position", (1, 0))[0]
+        problems.append(Problem("error", "broken label", f"{file}:{line}", f"not readable as XML: {error}"))
+        return None
+    found = _Annotation(_size(tree), (tree.findtext("filename") or "").strip())
+    lines = [data[: match.start()].count(b"\n") + 1 for match in re.finditer(rb"<object\b", data)]
+    for number, item in enumerate(tree.findall("object")):
+        line = lines[number] if number < len(lines) else 1
+        name = (item.findtext("name") or "").strip()
+        sides = [(item.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES]
+        try:
+            row = [float(side) for side in sides]
+        except ValueError:
+            given = ", ".join(f"{side} {value!r}" for side, value in zip(_SIDES, sides, strict=True))
+            problems.append(Problem("error", "broken label", f"{file}:{line}", f"not four numbers: {given}"))
+            continue
+        if not name:
+            problems.append(Problem("error", "broken label", f"{file}:{line}", "an <object> has no <name>"))
+            continue
+        difficult = (item.findtext("difficult") or "0").strip() == "1"
+        found.objects.append((name, row, difficult, line))
+    return found
 
 
 def _size(tree: ET.Element) -> tuple[int, int] | None:
-    height, width = tree.findtext("size/height"), tree.findtext("size/width")
-    return (int(height), int(width)) if height and width and int(height) > 0 and int(width) > 0 else None
+    try:
+        height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None

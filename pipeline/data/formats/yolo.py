@@ -1,104 +1,103 @@
-"""YOLO txt with data.yaml, in Ultralytics' layout: labels/ beside images/, one line a box, normalised cx cy w h."""
+"""YOLO txt with data.yaml, in Ultralytics' layout: labels/ beside images/, one line a box (or polygon), normalised."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.data.formats.base import Problem, SourceData
-from pipeline.data.formats.boxes import safe_boxes
-from pipeline.data.formats.files import images_under
+from pipeline.data.formats.files import images_under, read_text
+from pipeline.data.formats.yolo_rows import Listing, read_rows
+from pipeline.data.formats.yolo_yaml import find_yolo, read_layout
 from pipeline.errors import DataError, ImageError
 from pipeline.imaging.decode import image_size
+from pipeline.imaging.masks import ShapeMask
 from pipeline.labels import LabelSpace
-from pipeline.records import Boxes, FileImage, Record
+from pipeline.records import FileImage, Record
 
-
-def find_yolo(root: Path) -> Path | None:
-    """The YAML file that names classes and splits, if there is one."""
-    found = [path for pattern in ("data.yaml", "*.yaml", "*.yml") for path in sorted(root.glob(pattern))]
-    return next((path for path in found if "names" in path.read_text(errors="replace")), None)
+__all__ = ["find_yolo", "read_yolo"]
 
 
 def read_yolo(root: Path) -> SourceData:
-    """Records of a YOLO folder; raises DataError for a data.yaml without names or without splits."""
+    """Records of a YOLO folder; lines with polygons give boxes and, where an image has nothing else, a mask.
+
+    Raises:
+        DataError: a data.yaml without classes or splits, or one that names folders that are not there.
+    """
     file = find_yolo(root)
     if file is None:
-        raise DataError(f"{root}: no data.yaml with `names`")
-    try:
-        content: dict[str, Any] = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise DataError(f"{file}: not valid YAML: {error}") from error
-    given = content["names"]
-    names = tuple(str(given[key]) for key in sorted(given)) if isinstance(given, dict) else tuple(map(str, given))
+        raise DataError(f"{root}: no data.yaml with `names`, and no `labels` beside `images`")
+    layout = read_layout(file, root)
     problems: list[Problem] = []
     records: list[Record] = []
-    for split in ("train", "val", "test"):
-        for entry in _entries(content.get(split)):
-            for path in _listed(root, content.get("path"), entry, file):
-                records += _record(path, split, names, problems)
+    shapes: dict[int, tuple[tuple[int, Any], ...]] = {}
+    for split, places in layout.splits.items():
+        images = list(dict.fromkeys(path for place in places for path in _listed(place, layout.base)))
+        without = 0
+        for path in images:
+            label = label_file(path)
+            without += not label.is_file()
+            found = _record(path, label, split, layout.listing, problems)
+            if found is None:
+                continue
+            record, polygons = found
+            if polygons is not None:
+                shapes[len(records)] = polygons
+            records.append(record)
+        if images and without == len(images):
+            message = f"none of the {without} images has a label file, e.g. {label_file(images[0])}"
+            problems.append(Problem("error" if split == "train" else "warning", "no label files", str(file), message))
     if not records:
         raise DataError(f"{file}: `train`, `val` and `test` name no folder with images; paths are relative to {root}")
-    return SourceData("yolo", {"boxes": LabelSpace("boxes", names)}, records, problems)
+    spaces = {"boxes": LabelSpace("boxes", layout.listing.names)}
+    if any(shapes.values()):
+        spaces["mask"] = LabelSpace("mask", ("background", *layout.listing.names))
+        for at, polygons in shapes.items():
+            records[at] = replace(records[at], labels={**records[at].labels, "mask": ShapeMask(polygons)})
+    unnamed = frozenset(spaces) if layout.listing.made_up else frozenset()
+    return SourceData("yolo", spaces, records, problems + layout.problems, unnamed)
 
 
-def _entries(value: Any) -> list[str]:
-    return [] if not value else [str(v) for v in value] if isinstance(value, list) else [str(value)]
+def label_file(image: Path) -> Path:
+    """Where an image's label file stands: `images` in its path replaced by `labels`, else beside it."""
+    parts = image.parts
+    at = next((i for i in range(len(parts) - 2, -1, -1) if parts[i] == "images"), None)
+    beside = image.with_suffix(".txt")
+    if at is None:
+        return beside
+    path = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+    return beside if not path.is_file() and beside.is_file() else path
 
 
-def _listed(root: Path, base: Any, entry: str, file: Path) -> list[Path]:
-    """Images of one entry: a folder or a list file, beside data.yaml or under its `path`."""
-    # Exports often say '../train/images' and mean a folder beside data.yaml.
-    places = [root / entry, root / entry.removeprefix("../"), root / str(base or "") / entry]
-    place = next((p for p in places if p.exists()), None)
-    if place is None:
-        raise DataError(f"{file}: {entry!r} does not exist beside it")
+def _listed(place: Path, base: Path) -> list[Path]:
+    """Images of a folder, or of a text file with a path a line, relative to it, to the data set, or absolute."""
     if place.is_dir():
         return images_under(place)
-    return [(root / line.strip()) for line in place.read_text().splitlines() if line.strip()]
+    out = []
+    for line in read_text(place).splitlines():
+        name = line.strip()
+        if name:
+            # The file itself is told where none of the places holds it.
+            options = [Path(os.path.normpath(folder / name)) for folder in (place.parent, base)]
+            out.append(next((path for path in options if path.is_file()), options[0]))
+    return out
 
 
-def _record(path: Path, split: str, names: tuple[str, ...], problems: list[Problem]) -> list[Record]:
-    parts = list(path.parts)
-    at = next((i for i in range(len(parts) - 1, -1, -1) if parts[i] == "images"), None)
-    label = Path(*parts[:at], "labels", *parts[at + 1 :]) if at is not None else path
-    label = label.with_suffix(".txt")
+def _record(
+    path: Path, label: Path, split: str, listing: Listing, problems: list[Problem]
+) -> tuple[Record, tuple[tuple[int, Any], ...] | None] | None:
+    """An image's Record and its polygons in pixels (None where a line is no polygon); None without a readable image."""
+    if not path.is_file():
+        message = f"listed for {split}, but not there: left out"
+        problems.append(Problem("error", "label without image", str(path), message))
+        return None
     try:
-        height, width = image_size(path)
+        size = image_size(path)
     except ImageError as error:
-        problems.append(Problem("error", "unreadable image", str(path), str(error)))
-        return []
-    # In this format a missing file means: nothing there.
-    lines = label.read_text().splitlines() if label.is_file() else []
-    rows, classes = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            kind, *values = (float(value) for value in line.split())
-        except ValueError:
-            problems.append(Problem("error", "broken label", f"{label}:{number}", f"not numbers: {line!r}"))
-            continue
-        if not 0 <= kind < len(names):
-            problems.append(Problem("error", "unknown class", f"{label}:{number}", f"class {kind:g} of {len(names)}"))
-            continue
-        xs, ys = _corners(values)
-        if not xs:
-            problems.append(Problem("error", "broken label", f"{label}:{number}", f"{len(values)} values"))
-            continue
-        rows.append([min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height])
-        classes.append(int(kind))
-    boxes: Boxes = safe_boxes(rows, classes, (height, width), str(label), problems)
-    return [Record(FileImage(path), {"boxes": boxes}, split, None, (height, width))]
-
-
-def _corners(values: list[float]) -> tuple[list[float], list[float]]:
-    """Normalised x and y of a box (cx, cy, w, h) or of a polygon's points."""
-    if len(values) == 4:
-        cx, cy, w, h = values
-        return [cx - w / 2, cx + w / 2], [cy - h / 2, cy + h / 2]
-    if len(values) >= 6 and len(values) % 2 == 0:
-        return values[0::2], values[1::2]
-    return [], []
+        problems.append(Problem("error", "unreadable image", str(path), f"{error}: left out"))
+        return None
+    # In this format a missing or empty file means: nothing there.
+    boxes, polygons = read_rows(label if label.is_file() else None, size, listing, problems)
+    return Record(FileImage(path), {"boxes": boxes}, split or None, None, size), polygons
