@@ -97,7 +97,9 @@ def test_the_file_is_what_design_says(exported):
     facts = {item.key: json.loads(item.value) for item in model.metadata_props if item.key != "trifocal.version"}
     assert facts["trifocal.heads"]["objects"]["classes"][0] == "disc"
     assert facts["trifocal.input"]["height"] == 64
-    assert b"/home" not in model.SerializeToString()  # no traces of the machine that exported it
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")  # random bytes may spell anything
+    assert b"site-packages" not in model.SerializeToString()  # no traces of the machine that exported it
     assert b".py" not in model.SerializeToString()
 
 
@@ -229,10 +231,8 @@ def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
         warnings.simplefilter("error")
         quantize_onnx(source, target, calibration_images(data, (64, 64), 8), keep)
     model = onnx.load(str(target))
-    made = {output: node for node in model.graph.node for output in node.output}
-    quantised = {
-        n.name for n in model.graph.node if n.op_type == "Conv" and made[n.input[0]].op_type == "DequantizeLinear"
-    }
+    whole = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    quantised = {n.name for n in model.graph.node if n.op_type == "Conv" and n.input[1] in whole}
     convolutions = {n.name for n in model.graph.node if n.op_type == "Conv"}
     assert convolutions - quantised == convolutions & set(keep)
     assert target.stat().st_size < source.stat().st_size / 3
