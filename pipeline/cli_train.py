@@ -25,11 +25,12 @@ from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.callbacks.pictures import Pictures
 from pipeline.callbacks.record import CurvePictures
+from pipeline.callbacks.track import TrackRun
 from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
 from pipeline.errors import CheckpointError, ConfigError, TrifocalError
 from pipeline.hardware import cpu_limit
-from pipeline.tracking import RunLogger, TrackRun, run_of
+from pipeline.tracking import RunLogger, run_of
 from tasks.module import VisionModule
 
 MODULES = (tasks.multitask.ClassificationModule, tasks.multitask.DetectionModule, tasks.multitask.SegmentationModule)
