@@ -24,6 +24,7 @@ from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.callbacks.pictures import Pictures
+from pipeline.callbacks.progress import EpochLines
 from pipeline.callbacks.record import CurvePictures
 from pipeline.callbacks.track import TrackRun
 from pipeline.config_errors import diagnose, locate
@@ -115,7 +116,14 @@ def run(argv: list[str]) -> TrifocalCLI:
                 auto_configure_optimizers=False,
                 save_config_callback=ConfigToRun,
                 trainer_defaults={
-                    "callbacks": [_restoring(restore), CountFailures(), TrackRun(), Pictures(), CurvePictures()]
+                    "callbacks": [
+                        _restoring(restore),
+                        CountFailures(),
+                        TrackRun(),
+                        Pictures(),
+                        CurvePictures(),
+                        EpochLines(),
+                    ]
                 },
                 seed_everything_default=0,
                 parser_kwargs={"default_env": True, "env_prefix": "TRIFOCAL"},
