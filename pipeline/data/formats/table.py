@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -59,7 +60,8 @@ def read_table(root: Path) -> SourceData:
     taken = {file_column, split_column, group_column}
     spaces, problems = _label_columns(path, frame[[column for column in frame.columns if column not in taken]])
     if not spaces:
-        raise DataError(f"{path}: no label column beside {file_column!r}; its columns: {', '.join(frame.columns)}")
+        reasons = "; ".join(f"{problem.where.removeprefix(f'{path}: ')}: {problem.message}" for problem in problems)
+        raise DataError(f"{path}: no label column beside {file_column!r}; {reasons or 'add one, e.g. `label`'}")
     message = f"only {path.name} is read; put all rows into one table, with a column `split`"
     problems += [Problem("warning", "table not read", str(other), message) for other in others]
     pictures = Pictures(root)
@@ -161,9 +163,10 @@ def _no_label(column: pd.Series) -> str | None:
 
 def _is_fraction(value: str) -> bool:
     try:
-        return not float(value).is_integer()
-    except (ValueError, OverflowError):
+        number = float(value)
+    except ValueError:
         return False
+    return math.isfinite(number) and not number.is_integer()
 
 
 def _space(column: pd.Series) -> LabelSpace:
