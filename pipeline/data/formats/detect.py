@@ -80,12 +80,24 @@ def read_source(root: Path, format: str = "auto") -> SourceData:  # noqa: A002  
         merged = _join(merged, other, root)
     if parts == ["folders"] and len(merged.spaces["label"].names) == 1 and (hint := _deeper(root)):
         raise DataError(f"{root}: only one folder with images, so only one class{hint}")
+    if format == "auto" and parts == ["folders"] and (inner := _labelled_class(merged, root)):
+        raise DataError(
+            f"{root}: no class folders, for {inner} holds labels of its own; give that as data.root, several such as"
+            " data.sources, or say data.format folders"
+        )
     if not merged.records and not any(problem.severity == "error" for problem in merged.problems):
         raise DataError(
             f"{root}: {merged.format} labels found, but no image; run `lightning check-data --data.root {root}`"
         )
     merged.problems += _parted_groups(merged.records)
     return merged
+
+
+def _labelled_class(source: SourceData, root: Path) -> Path | None:
+    """The first class folder that is a data set in itself: its labels would be passed over, its name made a class."""
+    finders = [format_.find for name, format_ in READERS.items() if format_.joins and name != "masks"]
+    children = (root / name for name in source.spaces["label"].names)
+    return next((child for child in children if child.is_dir() and any(find(child) for find in finders)), None)
 
 
 def _once(source: SourceData) -> SourceData:
