@@ -58,15 +58,24 @@ def refuse(problems: list[Problem], images: int) -> None:
         )
 
 
-def refuse_unlearnable(spaces: dict[str, LabelSpace]) -> None:
-    """Raises DataError for a label field of one class, or without a single label in the training split."""
+def refuse_unlearnable(spaces: dict[str, LabelSpace], train: list[Record]) -> None:
+    """Raises DataError for no training images, a label field of one class, or one that they do not label or tell apart."""
+    if not train:
+        raise DataError("the data has no training images; check data.split, or the data set's own split files")
     for name, space in spaces.items():
-        if space.kind == "classes" and len(space.names) < 2:
+        if space.kind in {"classes", "mask"} and len(space.names) < 2:
             only = repr(space.names[0]) if space.names else "none"
             raise DataError(f"label field {name!r} has only one class ({only}): there is nothing to tell apart")
-        if space.kind in {"classes", "boxes", "multilabel"} and not any(space.counts):
+        learnt = [kind for kind, number in zip(space.names, space.counts, strict=True) if number]
+        unlabelled = not learnt if space.kind != "mask" else not any(name in record.labels for record in train)
+        if unlabelled:
             raise DataError(
                 f"label field {name!r} has no label in the training split; check data.split, or `lightning check-data`"
+            )
+        if space.kind == "classes" and len(learnt) < 2:
+            raise DataError(
+                f"label field {name!r} has only one class ({learnt[0]!r}) in the training split, though the data set"
+                f" knows {len(space.names)}; check its split, or data.split"
             )
 
 
