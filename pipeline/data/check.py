@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from pipeline.arguments import Arguments
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source
 from pipeline.data.formats.files import images_under
@@ -183,7 +184,10 @@ def print_report(report: Report, console: Console) -> None:
     for problem in sorted(report.problems, key=lambda p: ("error", "warning", "info").index(p.severity)):
         shown[problem.kind] += 1
         if shown[problem.kind] <= 10:
-            where, message = (text.replace(f"{report.root}/", "") for text in (problem.where, problem.message))
+            # Paths within the folder; what concerns the folder itself keeps its own, which may be the remedy.
+            inside = f"{report.root}/" if report.format else ""
+            message = problem.message.removeprefix(f"{problem.where}: ")
+            where, message = (text.replace(inside, "") if inside else text for text in (problem.where, message))
             listing.add_row(problem.severity, problem.kind, _plain(where), _plain(message))
     console.print(listing)
     for kind, number in kinds.items():
@@ -200,11 +204,13 @@ def _plain(text: str) -> str:
 
 def main(argv: list[str]) -> int:
     """The command; exit code 1 when there are errors."""
-    parser = argparse.ArgumentParser(prog="lightning check-data", description=__doc__)
+    parser = Arguments("lightning check-data", __doc__)
     parser.add_argument("--data.root", dest="root", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--data.format", dest="format", default="auto", help="readers joined by +, or auto")
     parser.add_argument("--json", type=Path, help="also write the report here")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
+    # Oddities that Pillow reads all the same; what it cannot read stands in the report.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     report = check_data(given.root, given.format)
     # In a file or a pipe, lines are as long as they must be, so that names can be searched for.
     print_report(report, Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH))

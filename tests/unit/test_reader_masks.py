@@ -85,7 +85,7 @@ def test_a_value_of_no_class_is_told_and_ignored(tmp_path):
     source = read_masks(data(tmp_path, values(0, 1, 9)))
     problem = only(source.problems, "unknown mask value")
     assert problem.where == str(listing)
-    assert problem.message.startswith("9 in the masks")
+    assert "9 (a.png)" in problem.message
     assert np.array_equal(read(source.records[0]), values(0, 1, 255))
 
 
@@ -119,7 +119,11 @@ def test_colour_masks_without_a_list_number_the_colours(tmp_path):
         ("sky 0 0 255\nroad 128\ngrass 1 2 3\n", values((0, 0, 255), (1, 2, 3)), r"classes\.txt:2: 'road 128' has no"),
         ("sky 0 0 255\n", values(0, 1), r"lists colours, but the masks hold pixel values"),
         ("0 sky\n", values((0, 0, 255), (9, 9, 9)), r"lists pixel values, but the masks hold colours"),
-        ("sky\nroad\n", values(0, 5, 9), r"2 names, but the masks have 3 values: 0, 5, 9; give each name its value"),
+        (
+            "sky\nroad\n",
+            values(0, 5, 9),
+            r"2 names, but the masks have 3 values: 0 \(a\.png\), 5 \(a\.png\), 9 \(a\.png\); give each name its value",
+        ),
         ("sky\n", values((1, 2, 3), (4, 5, 6)), r"give each name its colour: `name r g b`"),
     ],
 )
