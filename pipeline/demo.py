@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     tested = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)[0]
     given.out.mkdir(parents=True, exist_ok=True)
     picture = draw_predictions(cli.model, cli.datamodule, given.out / "predictions.png")
-    bundle = export(ExportOptions(Path(best), given.out / "bundle"), lambda line: None)
-    log_to_run(bundle, lambda line: None)
+    bundle = export(ExportOptions(Path(best), given.out / "bundle"), _quiet)
+    log_to_run(bundle, _quiet)
     summary = {
         "metrics": by_head(tested),
         "run_id": cli.trainer.logger.run_id,
@@ -45,6 +45,10 @@ def main(argv: list[str]) -> int:
     part.replace(given.out / "summary.json")
     sys.stdout.write(describe(summary, cli.trainer.logger.tracking_uri))
     return 0
+
+
+def _quiet(line: str) -> None:
+    """The demo's own lines say enough."""
 
 
 def by_head(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
