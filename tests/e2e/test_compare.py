@@ -63,7 +63,8 @@ def test_two_runs_stand_side_by_side(server, tmp_path):
     runs = ask(server, "runs/search", {"experiment_ids": [experiment]})["runs"]
     assert len(runs) == 2
     first, second = (run["data"] for run in runs)
-    metrics = [set(plain(data["metrics"])) for data in (first, second)]
+    # How often the machine is measured depends on how long a run takes.
+    metrics = [{name for name in plain(data["metrics"]) if "system/" not in name} for data in (first, second)]
     assert {"val/score", "val/objects/AP50", "val/surface/mIoU", "val/scene/accuracy", "train/loss"} <= metrics[0]
     assert metrics[0] == metrics[1]  # stable names, or no two runs could be compared
     parameters = [plain(data["params"]) for data in (first, second)]
