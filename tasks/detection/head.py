@@ -86,6 +86,8 @@ class DetectionHead(Head):
         box_weight: weight of the CIoU loss.
         class_weight: weight of the classification loss.
         dfl_weight: weight of the distribution focal loss.
+        one_gradient: share of the one-to-one branch's gradient that reaches the features, 0 to 1. YOLOv10 takes 0; in
+            short training the branch then tells doubles apart less well.
     """
 
     kind = "boxes"
@@ -105,6 +107,7 @@ class DetectionHead(Head):
         box_weight: float = 7.5,
         class_weight: float = 0.5,
         dfl_weight: float = 1.5,
+        one_gradient: float = 1.0,
     ) -> None:
         super().__init__(space)
         self.strides = strides or [8, 16, 32]
@@ -113,6 +116,7 @@ class DetectionHead(Head):
             raise ConfigError(f"strides {self.strides} must be consecutive ones of {list(STRIDES)}, fine to coarse")
         self.picked, self.max_boxes = picked, max_boxes
         self.nms, self.nms_iou, self.topk = nms, nms_iou, topk
+        self.one_gradient = one_gradient
         self.gains = {"box": box_weight, "class": class_weight, "dfl": dfl_weight}
         self.neck = PathAggregation([channels[i] for i in picked], width)
         self.many = Branch(len(picked), width, len(space.names), bins)
@@ -127,9 +131,14 @@ class DetectionHead(Head):
             shapes = [(int(height), int(width)) for height, width in shapes]
         points, strides = anchor_points(shapes, self.strides, maps[0].device)
         many = self.many(maps) if self.training or self.nms else None
-        # The one-to-one branch learns from features it does not shape.
-        one = self.one([m.detach() for m in maps]) if self.training or not self.nms else None
+        one = self.one([self._shared(m) for m in maps]) if self.training or not self.nms else None
         return RawBoxes(many, one, points, strides)
+
+    def _shared(self, features: Tensor) -> Tensor:
+        """The same values, through which only a share of the gradient flows back."""
+        if not self.training or self.one_gradient == 1:
+            return features
+        return features.detach() if self.one_gradient == 0 else _scale_gradient(features, self.one_gradient)
 
     def loss(self, raw: RawBoxes, target: BoxTarget) -> Losses:
         """`class`, `box`, `dfl` of the one-to-many branch and the same of the one-to-one branch, as `one_...`."""
@@ -179,6 +188,10 @@ class DetectionHead(Head):
     def metrics(self) -> BoxMetrics:
         """COCO's AP and its kin."""
         return BoxMetrics(self.space)
+
+
+def _scale_gradient(value: Tensor, factor: float) -> Tensor:
+    return value * factor + value.detach() * (1 - factor)
 
 
 def _inside_crowd(points: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
