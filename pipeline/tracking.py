@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import pickle
+import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +100,8 @@ class RunLogger(Logger):
             if self._run is not None and not self._take_up(client, self._run):
                 self._run = None
             if self._run is None:
-                self._run = client.create_run(identity, run_name=self._run_name).info.run_id
+                with _unseeded():
+                    self._run = client.create_run(identity, run_name=self._run_name).info.run_id
         except MlflowException as error:
             if "unsupported" in str(error).lower() or "invalid" in str(error).lower():
                 raise ConfigError(f"trainer.logger: tracking_uri {self._uri!r}: {error}") from error
@@ -232,6 +236,17 @@ class RunLogger(Logger):
         if self._client is not None:
             known = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
             self._send("set_terminated", {"status": status}, status=self._final or known.get(status, "FINISHED"))
+
+
+@contextlib.contextmanager
+def _unseeded() -> Iterator[None]:
+    """MLflow draws a run's name from Python's generator: with the training's seed all runs would have one name."""
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def run_of(checkpoint: Path) -> str | None:

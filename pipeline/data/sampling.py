@@ -32,6 +32,11 @@ class TrainBatches(Sampler[list[Key]]):
         self.epoch = 0
         self.skip = 0
 
+    @property
+    def sampler(self) -> TrainBatches:
+        """Itself: Lightning tells the epoch to `batch_sampler.sampler`, never to a batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Told by Lightning before each epoch."""
         self.epoch = epoch

@@ -70,6 +70,7 @@ def test_two_runs_stand_side_by_side(server, tmp_path):
     parameters = [plain(data["params"]) for data in (first, second)]
     differing = {key for key in parameters[0] if parameters[0][key] != parameters[1].get(key)}
     assert differing == {"model.init_args.lr"}
+    assert runs[0]["info"]["run_name"] != runs[1]["info"]["run_name"]
     for run in runs:
         files = ask(server, f"artifacts/list?run_id={run['info']['run_id']}")["files"]
         assert {"config.yaml", "environment.json", "curves", "checkpoints"} <= {file["path"] for file in files}
