@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +42,7 @@ def server(tmp_path_factory):
                 assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
                 time.sleep(0.3)
         yield address
-        it.terminate()
+        os.killpg(it.pid, signal.SIGTERM)  # the server has children of its own
 
 
 def ask(server: str, path: str, content=None):
