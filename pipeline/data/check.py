@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from pipeline.arguments import Arguments
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source
-from pipeline.data.formats.files import images_under
+from pipeline.data.intake import unlabelled
 from pipeline.data.look import Look, look_at
 from pipeline.errors import ConfigError, DataError
 from pipeline.records import Boxes, Record
@@ -85,7 +85,7 @@ def check_data(root: Path, format: str = "auto", workers: int | None = None) -> 
             occurs[name].update(present)
     for records in twins.values():
         problems += _duplicates(list(records.values()))
-    problems += _unlabelled(root, source) + _odd_sizes(sizes)
+    problems += unlabelled(root, source) + _odd_sizes(sizes)
     counts = {name: _count(source, name, occurs[name]) for name in source.spaces}
     for name, table in counts.items():
         problems += _imbalance(name, table)
@@ -109,15 +109,6 @@ def _duplicates(twins: list[Record]) -> list[Problem]:
         return [Problem("warning", "duplicate with another label", twins[0].image.name, message)]
     parted = "; a random split may part them" if None in splits else ""
     return [Problem("warning", "duplicate", twins[0].image.name, f"the same file as {names}{parted}")]
-
-
-def _unlabelled(root: Path, source: SourceData) -> list[Problem]:
-    known = {record.image.name for record in source.records} | {problem.where for problem in source.problems}
-    return [
-        Problem("warning", "image without label", str(path), "no label names it: left out")
-        for path in images_under(root)
-        if str(path) not in known
-    ]
 
 
 def _odd_sizes(sizes: dict[tuple[int, int], list[tuple[Record, Look]]]) -> list[Problem]:

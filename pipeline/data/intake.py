@@ -6,7 +6,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.data.formats.base import DROPPED, Problem
+from pipeline.data.formats.base import DROPPED, Problem, SourceData
+from pipeline.data.formats.files import images_under
 from pipeline.errors import DataError, ImageError
 from pipeline.imaging.decode import image_size
 from pipeline.imaging.masks import ColourMask, IndexMask
@@ -61,6 +62,16 @@ def size_problem(record: Record, size: tuple[int, int], orientation: int = 1) ->
         turned = f"EXIF orientation {orientation}" if orientation >= 5 else "EXIF or not"
         message += f"; were they drawn on the picture before it was turned ({turned})?"
     return Problem("error", "size differs", record.image.name, message)
+
+
+def unlabelled(root: Path, source: SourceData) -> list[Problem]:
+    """Images of the folder that no label names, unless a problem already tells of them."""
+    known = {record.image.name for record in source.records} | {problem.where for problem in source.problems}
+    return [
+        Problem("warning", "image without label", str(path), "no label names it: left out")
+        for path in images_under(root)
+        if str(path) not in known
+    ]
 
 
 def refuse(problems: list[Problem], images: int) -> None:

@@ -21,7 +21,7 @@ from pipeline.data.dataset import RecordDataset, View
 from pipeline.data.disk_cache import DiskCache
 from pipeline.data.formats.base import Problem
 from pipeline.data.formats.detect import read_source
-from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement
+from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement, unlabelled
 from pipeline.data.loader import ResumableLoader, start_worker
 from pipeline.data.mix import Mixing
 from pipeline.data.presets import Preset, check_preset, find_preset
@@ -158,6 +158,8 @@ class VisionData(L.LightningDataModule):
         spaces, records = unite(loaded, [source.fields or {} for source in self.sources])
         self.formats = [source.format for source in loaded]
         self.problems = [problem for source in loaded for problem in source.problems]
+        for source, given in zip(loaded, self.sources, strict=False):
+            self.problems += unlabelled(Path(given.root), source)
         images = [record for part in records for record in part]
         self.problems += size_problems(images)
         refuse(self.problems, len(images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jsonargparse
 import yaml
 
 from pipeline.data.module import VisionData
+from pipeline.data.sampling import TrainBatches
 from pipeline.errors import ConfigError, nearest
 from pipeline.imaging.draw import draw_answer, sheet, write_png
 from pipeline.records import Boxes, Sample
@@ -36,8 +38,12 @@ def main(argv: list[str]) -> int:
     except KeyError as error:
         raise ConfigError(f"{', '.join(configs)}: {error.args[0]}") from error
     data: VisionData = parser.instantiate_classes(given).data
-    dataset: Any = data.train_dataloader().dataset
-    samples = [dataset[given.epoch, index % len(dataset)] for index in range(given.images)]
+    loader = data.train_dataloader()
+    dataset: Any = loader.dataset
+    # As training draws them: mixed over the sources, in the epoch's order.
+    assert isinstance(loader.batch_sampler, TrainBatches)
+    loader.batch_sampler.set_epoch(given.epoch)
+    samples = [dataset[given.epoch, index] for index in islice(cycle(loader.batch_sampler.order()), given.images)]
     write_png(given.out, sheet([draw_sample(sample, dataset.spaces) for sample in samples], 4))
     sys.stdout.write(f"{len(samples)} samples in {given.out}\n")
     return 0

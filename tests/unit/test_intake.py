@@ -120,10 +120,11 @@ def test_masks_of_another_size_are_refused(tmp_path):
     assert "masks/3.png is 12 x 20 pixels, its image 30 x 20" in refusal(data(tmp_path))
 
 
-def test_a_few_labels_without_image_are_left_out_and_said(tmp_path, capsys):
+def test_what_is_left_out_is_said_once(tmp_path, capsys):
     boxed(tmp_path)
     (tmp_path / "JPEGImages" / "00.png").unlink()
     voc(tmp_path / "Annotations" / "01.xml", [("cat", (5, 4, 15, 12)), ("cat", (7, 7, 7, 7))])
+    picture(tmp_path / "JPEGImages" / "bare.png", 99)
     module = data(tmp_path)
     module.setup("fit")
     lines = capsys.readouterr().out.splitlines()
@@ -131,6 +132,7 @@ def test_a_few_labels_without_image_are_left_out_and_said(tmp_path, capsys):
     assert lines[1:] == [
         "data: 1 x label without image (00.xml: no image of this name: left out)",
         "data: 1 x zero-size box (01.xml:3: box 2 [7.0, 7.0, 7.0, 7.0] has no area: dropped)",
+        "data: 1 x image without label (bare.png: no label names it: left out)",
     ]
     module.setup("fit")
     assert capsys.readouterr().out == ""

@@ -134,3 +134,20 @@ def test_fields_that_cannot_be_united_name_their_source(tmp_path):
     fields = [Source(str(pets)), Source(str(town), fields={"mask": "label", "time": "label"})]
     with pytest.raises(ConfigError, match=r"data\.sources\[1\]\.fields: two fields would be called label"):
         VisionData(sources=fields, **OPTIONS).records("train")
+
+
+def test_show_data_draws_the_sources_as_training_mixes_them(tmp_path, monkeypatch):
+    from pipeline.data import show
+
+    drawn = []
+    monkeypatch.setattr(show, "draw_sample", lambda sample, spaces: drawn.append(sample.name) or sample.image)
+    labelled(tmp_path / "pets", ["cat", "dog"])
+    labelled(tmp_path / "light", ["day", "night"], 8, 50)
+    config = text(
+        tmp_path / "two.yaml",
+        f"data:\n  size: 32\n  workers: 0\n  sources:\n"
+        f"  - {{root: {tmp_path / 'pets'}}}\n  - {{root: {tmp_path / 'light'}, weight: 3, fields: {{label: light}}}}\n",
+    )
+    assert show.main(["--config", str(config), "--images", "8", "--out", str(tmp_path / "sheet.png")]) == 0
+    assert abs(sum("/light/" in name for name in drawn) - 6) <= 1
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
