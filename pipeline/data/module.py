@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,28 +28,11 @@ from pipeline.data.presets import Preset, check_preset, find_preset
 from pipeline.data.sampling import EvalBatches, TrainBatches
 from pipeline.data.shapes import read_shapes
 from pipeline.data.split import split_records
-from pipeline.data.unite import count, renumber, unite
+from pipeline.data.unite import Source, count, renumber, unite
 from pipeline.errors import ConfigError, DataError
 from pipeline.hardware import cpu_limit
 from pipeline.labels import LabelSpace
 from pipeline.records import Boxes, Record
-
-
-@dataclass
-class Source:
-    """One of several sources.
-
-    Attributes:
-        root: its folder.
-        format: as `data.format`.
-        weight: its share of every batch, relative to the others'.
-        fields: new names of its label fields, to tell or to unite them with other sources' fields.
-    """
-
-    root: str
-    format: str = "auto"
-    weight: float = 1.0
-    fields: dict[str, str] | None = None
 
 
 class VisionData(L.LightningDataModule):

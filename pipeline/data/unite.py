@@ -15,6 +15,23 @@ from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import Boxes, FileImage, MaskSource, Record
 
 
+@dataclass
+class Source:
+    """One of several sources.
+
+    Attributes:
+        root: its folder.
+        format: as `data.format`.
+        weight: its share of every batch, relative to the others'.
+        fields: new names of its label fields, to tell or to unite them with other sources' fields.
+    """
+
+    root: str
+    format: str = "auto"
+    weight: float = 1.0
+    fields: dict[str, str] | None = None
+
+
 def unite(loaded: list[SourceData], renames: list[dict[str, str]]) -> tuple[dict[str, LabelSpace], list[list[Record]]]:
     """Several sources' fields and Records as one: fields of one name share a class list, in order of appearance.
 

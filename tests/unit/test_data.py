@@ -9,9 +9,10 @@ from PIL import Image
 
 from pipeline.data.cache import ImageCache
 from pipeline.data.disk_cache import DiskCache
-from pipeline.data.module import Source, VisionData
+from pipeline.data.module import VisionData
 from pipeline.data.sampling import EvalBatches, TrainBatches
 from pipeline.data.shapes import read_shapes
+from pipeline.data.unite import Source
 from pipeline.errors import ConfigError, DataError
 from pipeline.records import FileImage
 

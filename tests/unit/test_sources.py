@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.module import Source, VisionData
+from pipeline.data.module import VisionData
 from pipeline.data.sampling import TrainBatches
+from pipeline.data.unite import Source
 from pipeline.errors import ConfigError, DataError
 from tests.unit.folders import coco, picture, plane, text
 
