@@ -108,3 +108,21 @@ def test_every_overlay_composes_with_a_task(capsys):
         assert {key: trainer[key] for key in wanted} == wanted
         assert trainer["gradient_clip_val"] == 10.0
         assert trainer["max_epochs"] == wanted.get("max_epochs", 50)
+
+
+def test_every_shipped_config_is_one_the_command_takes(capsys):
+    """Presets of networks lie over a task's config; examples stand alone."""
+    from pipeline.cli import main
+
+    task = ["--config", str(ROOT / "configs" / "multitask.yaml")]
+    given = {path: [*task, "--config", str(path)] for path in sorted((ROOT / "configs" / "model").glob("*.yaml"))}
+    given |= {path: ["--config", str(path)] for path in sorted((ROOT / "configs" / "examples").glob("*.yaml"))}
+    given |= {path: ["--config", str(path)] for path in sorted((ROOT / "configs").glob("*.yaml"))}
+    assert len(given) >= 10
+    for path, configs in given.items():
+        wanted = yaml.safe_load(path.read_text())["model"]["init_args"]
+        with pytest.raises(SystemExit) as left:
+            main(["fit", *configs, "--print_config"])
+        assert left.value.code == 0, path
+        model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+        assert {key: model[key] for key in wanted} == wanted, path
