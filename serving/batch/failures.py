@@ -1,0 +1,22 @@
+"""Why a file has no answer, in words to read and in kinds to count."""
+
+from __future__ import annotations
+
+from pipeline.errors import TrifocalError
+from serving.batch.names import shown
+from serving.batch.rows import Failure
+
+NOT_AN_IMAGE = Failure("neither its name nor its first bytes are an image's", "not an image", skipped=True)
+
+
+def failure_of(name: bytes, error: TrifocalError) -> Failure:
+    """An error as a Failure: its message without the file's name."""
+    reason = str(error).removeprefix(f"{shown(name)}: ")
+    return Failure(reason, kind_of(reason))
+
+
+def kind_of(reason: str) -> str:
+    """What failures are counted by: the reason without what differs from file to file."""
+    if "is more than" in reason and "pixels" in reason:
+        return "too many pixels"
+    return reason.partition(":")[0].partition(" (")[0]

@@ -1,0 +1,137 @@
+"""A few files' bytes to their results: decode, infer, rows, and files of their own; the same for threads and for Ray."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.errors import EngineError, ImageError
+from serving.answers import Answer
+from serving.batch.failures import NOT_AN_IMAGE, failure_of, kind_of
+from serving.batch.journal import Journal
+from serving.batch.kinds import HEAD, has_image_ending, looks_like_image
+from serving.batch.names import shown
+from serving.batch.plan import Item
+from serving.batch.rows import Failure, ImageResult, rows_of
+from serving.batch.settings import Settings
+from serving.batch.sources import Source
+from serving.batch.views import View, views_of
+from serving.batch.writers import image_writers
+from serving.predictor import Predictor
+
+Content = bytes | Failure | None
+"""A file's bytes, why it has none, or None where the worker shall read it itself."""
+
+
+@dataclass(slots=True)
+class Done:
+    """What a worker hands back: results in the items' order, and busy seconds by stage."""
+
+    results: list[ImageResult] = field(default_factory=list)
+    seconds: Counter[str] = field(default_factory=Counter)
+    files: list[bytes] = field(default_factory=list)
+
+
+def read_item(source: Source, item: Item) -> bytes | Failure:
+    """A file's bytes, or why there are none."""
+    if item.problem:
+        return Failure(item.problem, kind_of(item.problem), item.skip)
+    try:
+        if not has_image_ending(item.name) and not looks_like_image(item.name, source.read(item.name, HEAD)):
+            return NOT_AN_IMAGE
+        return source.read(item.name)
+    except ImageError as error:
+        return failure_of(item.name, error)
+
+
+class Worker:
+    """Answers for batches of items. May be called from several threads.
+
+    Args:
+        predictor: the loaded bundle.
+        source: where the bytes are.
+        settings: what is wanted.
+        journal: where files of single images go.
+    """
+
+    def __init__(self, predictor: Predictor, source: Source, settings: Settings, journal: Journal) -> None:
+        self.predictor, self.source, self.settings, self.journal = predictor, source, settings, journal
+        self._writers = image_writers(settings, predictor.bundle.manifest, source)
+        self._views = views_of(predictor, settings)
+
+    def process(self, items: Sequence[Item], contents: Sequence[Content]) -> Done:
+        """Results of a few items whose bytes were perhaps read already."""
+        done = Done()
+        answers: list[Answer | Failure] = []
+        waiting: dict[int, View] = {}
+        held: dict[int, bytes] = {}
+        for at, (item, given) in enumerate(zip(items, contents, strict=True)):
+            content = given if given is not None else self._read(item, done)
+            if isinstance(content, Failure):
+                answers.append(content)
+                continue
+            started = time.perf_counter()
+            try:
+                waiting[at] = self._views.prepare(content, shown(item.name), self.source.path(item.name))
+                answers.append(NOT_AN_IMAGE)
+            except ImageError as error:
+                answers.append(failure_of(item.name, error))
+            except Exception as error:  # noqa: BLE001  # one odd file must not end a run of a million
+                answers.append(Failure(f"unexpected: {error!r}", "unexpected"))
+            if self._writers:
+                held[at] = content
+            done.seconds["decode"] += time.perf_counter() - started
+        for at, answer in self._infer(waiting, done).items():
+            answers[at] = answer
+        started = time.perf_counter()
+        for at, (item, one) in enumerate(zip(items, answers, strict=True)):
+            done.results.append(self._result(item, one, held.get(at), done))
+        done.seconds["answer"] += time.perf_counter() - started
+        return done
+
+    def _read(self, item: Item, done: Done) -> bytes | Failure:
+        started = time.perf_counter()
+        content = read_item(self.source, item)
+        done.seconds["read"] += time.perf_counter() - started
+        return content
+
+    def _infer(self, waiting: dict[int, View], done: Done) -> dict[int, Answer | Failure]:
+        """Answers of all views at once; where the engine fails, of each alone, once."""
+        if not waiting:
+            return {}
+        started = time.perf_counter()
+        try:
+            found: list[Answer] = self._views.answers(list(waiting.values()))
+            return dict(zip(waiting, found, strict=True))
+        except EngineError as whole:
+            singly: dict[int, Answer | Failure] = {}
+            for at, view in waiting.items():
+                try:
+                    singly[at] = self._views.answers([view])[0]
+                except EngineError as error:
+                    singly[at] = Failure(str(error), "engine")
+            if all(isinstance(answer, Failure) for answer in singly.values()):
+                raise whole
+            return singly
+        finally:
+            done.seconds["infer"] += time.perf_counter() - started
+
+    def _result(self, item: Item, answer: Answer | Failure, content: bytes | None, done: Done) -> ImageResult:
+        image = shown(item.name)
+        if isinstance(answer, Failure):
+            return ImageResult(image, (), answer)
+        rows = rows_of(image, answer, self.predictor.heads, self.settings.threshold)
+        if not self._writers or content is None:
+            return ImageResult(image, rows)
+        names = []
+        try:
+            for writer in self._writers:
+                for name, data in writer.files(item, answer, content):
+                    self.journal.put_quickly(name, data)
+                    names.append(name)
+        except ImageError as error:
+            return ImageResult(image, (), failure_of(item.name, error))
+        done.files += names
+        return ImageResult(image, rows, None, tuple(shown(name) for name in names))
