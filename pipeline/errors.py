@@ -70,7 +70,8 @@ class TooManyBadImagesError(TrainingError):
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'objects'?`, or the known spellings where none is near, or nothing."""
     names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+    more = f", … ({len(names)} in all)" if len(names) > 20 else ""
+    return f"; known: {', '.join(names[:20])}{more}" if names else ""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pipeline.data.cache import ImageCache
+from pipeline.data.mix import Mixing, cutmix, mixup
+from pipeline.data.mosaic import mosaic
 from pipeline.data.sampling import Key
 from pipeline.errors import DataError, ImageError
 from pipeline.imaging.geometry import FILL, Letterbox
@@ -21,6 +23,8 @@ Labels = dict[str, SampleLabel]
 View = Callable[[NDArray[np.uint8], Labels, np.random.Generator], tuple[NDArray[np.uint8], Labels]]
 """Makes an augmented view of the input size from pixels and labels of any size."""
 
+ALONE = Mixing()
+
 
 class RecordDataset(Dataset[Sample]):
     """Samples of Records, keyed by (epoch, index): the same key gives the same sample, in any worker.
@@ -30,10 +34,9 @@ class RecordDataset(Dataset[Sample]):
         spaces: label fields.
         size: (height, width) of the samples.
         view: the augmentation; None letterboxes and keeps frames and full-size masks for evaluation.
-        mosaic: probability of a sample made of four images, up to `mosaic_until` epochs.
-        mosaic_until: first epoch without mosaic.
-        seed: decides what is random, with the key.
         cache: keeps decoded pixels.
+        mixing: how often several images make one sample.
+        seed: decides what is random, with the key.
     """
 
     def __init__(
@@ -43,12 +46,11 @@ class RecordDataset(Dataset[Sample]):
         size: tuple[int, int],
         view: View | None,
         cache: ImageCache,
-        mosaic: float = 0.0,
-        mosaic_until: int = 1 << 30,
+        mixing: Mixing = ALONE,
         seed: int = 0,
     ) -> None:
         self.records, self.spaces, self.size, self.view, self.cache = records, spaces, size, view, cache
-        self.mosaic, self.mosaic_until, self.seed = mosaic, mosaic_until, seed
+        self.mixing, self.seed = mixing, seed
 
     def __len__(self) -> int:
         """Number of Records."""
@@ -77,15 +79,21 @@ class RecordDataset(Dataset[Sample]):
         record = self.records[index]
         if self.view is None:
             return self._evaluation(record)
-        if self.mosaic > 0 and epoch < self.mosaic_until and rng.random() < self.mosaic:
-            from pipeline.data.mosaic import mosaic
+        mixing = self.mixing if epoch < self.mixing.until else ALONE
+        view = self._seen(index, mixing, rng)
+        for probability, mix in ((mixing.mixup, mixup), (mixing.cutmix, cutmix)):
+            if rng.random() < probability:
+                view = mix(view, self._seen(int(rng.integers(len(self.records))), mixing, rng), rng)
+                break
+        return Sample(*view, record.image.name)
 
+    def _seen(self, index: int, mixing: Mixing, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Labels]:
+        """The augmented view of one image, or of four in a mosaic."""
+        assert self.view is not None
+        if rng.random() < mixing.mosaic:
             others = [index, *(int(i) for i in rng.integers(len(self.records), size=3))]
-            image, labels = mosaic([self.load(self.records[i]) for i in others], self.size, rng)
-        else:
-            image, labels = self.load(record)
-        image, labels = self.view(image, labels, rng)
-        return Sample(image, labels, record.image.name)
+            return self.view(*mosaic([self.load(self.records[i]) for i in others], self.size, rng), rng)
+        return self.view(*self.load(self.records[index]), rng)
 
     def load(self, record: Record) -> tuple[NDArray[np.uint8], Labels]:
         """Pixels, perhaps shrunk to about the input's size, with labels moved along."""
@@ -118,7 +126,7 @@ class RecordDataset(Dataset[Sample]):
             if isinstance(label, Boxes):
                 boxed[name] = label.moved(frame.to_input(label.xyxy))
             elif label.ndim == 2:
-                boxed[name] = place(label, frame, IGNORE_INDEX, cv2.INTER_NEAREST)
+                boxed[name] = place(label, frame, IGNORE_INDEX, cv2.INTER_NEAREST_EXACT)
             else:
                 boxed[name] = label
         image = letterbox_image(pixels, frame)

@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.data.presets import Preset
 from pipeline.imaging.geometry import FILL
 from pipeline.labels import IGNORE_INDEX
 from pipeline.records import Boxes, SampleLabel
 
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """How far a random draw may go.
-
-    Attributes:
-        flip: probability of a horizontal flip.
-        flip_vertical: probability of a vertical flip.
-        degrees: rotation to either side.
-        scale: smallest and largest zoom; above 1 crops.
-        stretch: aspect ratio changes by up to this factor either way.
-        shift: share of the side the picture may move.
-        brightness, contrast, colour: largest relative change; colour per channel.
-        blur: probability of a slight Gaussian blur.
-        vignette: probability of darkened corners.
-        lens: probability of a pincushion or barrel distortion.
-    """
-
-    flip: float = 0.5
-    flip_vertical: float = 0.0
-    degrees: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    stretch: float = 1.0
-    shift: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    colour: float = 0.0
-    blur: float = 0.0
-    vignette: float = 0.0
-    lens: float = 0.0
-
-
-PRESETS: dict[str, Preset | None] = {
-    "none": None,
-    "light": Preset(shift=0.05, scale=(0.9, 1.1), brightness=0.1, contrast=0.1),
-    "standard": Preset(
-        degrees=8, scale=(0.6, 1.4), stretch=1.15, shift=0.1, brightness=0.25, contrast=0.25, colour=0.08
-    ),
-    "strong": Preset(
-        flip_vertical=0.5, degrees=45, scale=(0.5, 1.6), stretch=1.25, shift=0.15,
-        brightness=0.35, contrast=0.35, colour=0.15, blur=0.2, vignette=0.2, lens=0.2,
-    ),
-}  # fmt: skip
-
-
-def find_preset(name: str) -> Preset | None:
-    """A preset by name; raises ConfigError with the nearest spelling."""
-    if name not in PRESETS:
-        raise ConfigError(f"data.augment: unknown preset {name!r}{nearest(name, PRESETS)}")
-    return PRESETS[name]
 
 
 Labels = dict[str, SampleLabel]
@@ -98,6 +45,8 @@ def augment(
         view = cv2.GaussianBlur(view, (0, 0), float(rng.uniform(0.4, 1.2)))
     if rng.random() < preset.vignette:
         view = (view * _vignette(size, float(rng.uniform(0.3, 0.7)))).astype(np.uint8)
+    if rng.random() < preset.erase:
+        _erase(view, rng)
     return view, moved
 
 
@@ -202,3 +151,12 @@ def _vignette(size: tuple[int, int], depth: float) -> NDArray[np.float32]:
     """Factors float32 (H, W, 1): 1 in the middle, 1 - depth in the corners."""
     y, x = np.linspace(-1, 1, size[0], dtype=np.float32), np.linspace(-1, 1, size[1], dtype=np.float32)
     return (1 - depth * (y[:, None, None] ** 2 + x[None, :, None] ** 2) / 2).astype(np.float32)
+
+
+def _erase(view: Image, rng: np.random.Generator) -> None:
+    """Hides 2 to 20 % of the view, in place, under a grey rectangle."""
+    height, width = view.shape[:2]
+    area, aspect = rng.uniform(0.02, 0.2) * height * width, np.exp(rng.uniform(-1, 1))
+    h, w = min(round((area * aspect) ** 0.5), height), min(round((area / aspect) ** 0.5), width)
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    view[top : top + h, left : left + w] = FILL

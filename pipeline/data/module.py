@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +18,17 @@ from pipeline.data.augment import Albumentations
 from pipeline.data.cache import ImageCache
 from pipeline.data.collate import Collate
 from pipeline.data.dataset import RecordDataset, View
-from pipeline.data.formats.base import Problem, SourceData
+from pipeline.data.disk_cache import DiskCache
+from pipeline.data.formats.base import Problem
 from pipeline.data.formats.detect import read_source
 from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement
+from pipeline.data.loader import ResumableLoader, start_worker
+from pipeline.data.mix import Mixing
+from pipeline.data.presets import Preset, check_preset, find_preset
 from pipeline.data.sampling import EvalBatches, TrainBatches
 from pipeline.data.shapes import read_shapes
 from pipeline.data.split import split_records
+from pipeline.data.unite import count, renumber, unite
 from pipeline.errors import ConfigError, DataError
 from pipeline.hardware import cpu_limit
 from pipeline.labels import LabelSpace
@@ -60,9 +63,14 @@ class VisionData(L.LightningDataModule):
         batch_size: images a batch and process.
         workers: loader processes; -1 chooses: none for the built-in shapes, else one per core up to 4.
         augment: preset `none`, `light`, `standard` or `strong`, or albumentations' transforms by class name.
+        flip: probability of a horizontal flip in the preset's stead; 0 for texts, hands and roads, which have a side.
         mosaic: probability of a sample made of four images.
-        close_mosaic: last epochs without mosaic.
+        mixup: probability that a sample is blended with another, with its image labels, boxes and masks.
+        cutmix: probability that a rectangle of another sample is set in.
+        close_mosaic: last epochs without mosaic, mixup and cutmix.
         cache_gb: memory for decoded images, in GiB, over all workers; 0 keeps none.
+        cache_dir: a folder that keeps decoded, shrunk images between runs; None keeps none.
+        cache_dir_gb: most GiB in that folder.
         split: fractions of train, val and test where the data set does not say itself.
         shapes: size of the built-in data: `images`, `size`, `seed`.
         seed: decides split, order and augmentation.
@@ -77,9 +85,14 @@ class VisionData(L.LightningDataModule):
         batch_size: int = 16,
         workers: int = -1,
         augment: Literal["none", "light", "standard", "strong"] | list[dict[str, Any]] = "standard",
+        flip: float | None = None,
         mosaic: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         close_mosaic: int = 10,
         cache_gb: float = 2.0,
+        cache_dir: str | None = None,
+        cache_dir_gb: float = 20.0,
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         shapes: dict[str, int] | None = None,
         seed: int = 0,
@@ -94,8 +107,17 @@ class VisionData(L.LightningDataModule):
         self.sources = sources or ([Source(root, format)] if root is not None else [])
         self.shapes, self.fractions = shapes, split
         self.batch_size, self.workers, self.cache_gb, self.seed = batch_size, workers, cache_gb, seed
-        self.mosaic, self.close_mosaic = mosaic, close_mosaic
-        self.view = self._view(augment)
+        for name, chance in (("flip", flip or 0.0), ("mosaic", mosaic), ("mixup", mixup), ("cutmix", cutmix)):
+            if not 0 <= chance <= 1:
+                raise ConfigError(f"data.{name} is a probability from 0 to 1, not {chance}")
+        self.mosaic, self.mixup, self.cutmix, self.close_mosaic = mosaic, mixup, cutmix, close_mosaic
+        self.disk, self.disk_gb = Path(cache_dir) if cache_dir else None, cache_dir_gb
+        self.augment, self.flip = augment, flip
+        # A mistake in it is told before any label is read.
+        if isinstance(augment, str):
+            check_preset(augment)
+        else:
+            Albumentations(augment, self.size)
         self.problems: list[Problem] = []
         self.formats: list[str] = []
         self._splits: dict[str, list[Record]] | None = None
@@ -103,11 +125,12 @@ class VisionData(L.LightningDataModule):
         self._source_of: dict[str, int] = {}
         self._told = False
 
-    def _view(self, augment: str | list[dict[str, Any]]) -> View | None:
-        if isinstance(augment, str):
-            preset = fused.find_preset(augment)
-            return partial(_preset_view, preset=preset or fused.Preset(flip=0.0), size=self.size)
-        return Albumentations(augment, self.size)
+    def _view(self) -> View:
+        """The training view; a preset is chosen by what the data is labelled with."""
+        if isinstance(self.augment, str):
+            kinds = {space.kind for space in self._spaces.values()}
+            return partial(_preset_view, preset=find_preset(self.augment, kinds, self.flip), size=self.size)
+        return Albumentations(self.augment, self.size)
 
     # --- what the data is ---------------------------------------------------------------------------------------
 
@@ -159,7 +182,7 @@ class VisionData(L.LightningDataModule):
                 raise DataError(f"field {name!r} holds {shared[name].kind}, its head answers {spaces[name].kind}")
             if spaces[name].kind == "mask" and table != list(range(len(table))):
                 raise DataError(f"the masks of field {name!r} number their classes otherwise than its head")
-        self._splits = {k: [_renumber(record.only(shared), {}, tables) for record in v] for k, v in splits.items()}
+        self._splits = {k: [renumber(record.only(shared), {}, tables) for record in v] for k, v in splits.items()}
         self._spaces = {name: spaces[name] for name in shared}
 
     def setup(self, stage: str) -> None:
@@ -201,17 +224,20 @@ class VisionData(L.LightningDataModule):
 
     # --- loaders ------------------------------------------------------------------------------------------------
 
-    def _dataset(self, split: str, view: View | None) -> RecordDataset:
+    def _dataset(self, split: str, train: bool) -> RecordDataset:
         records = self._read()[split]
         if not records:
             raise DataError(f"the data has no {split} images; set data.split, or add a {split} split to the data set")
-        workers = max(1, self._workers())
-        cache = ImageCache(int(self.cache_gb * 2**30 / workers) if view is not None else 0)
+        if not train:
+            return RecordDataset(records, self._spaces, self.size, None, ImageCache(0))
         until = 1 << 30
         if self.trainer is not None and self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
             until = self.trainer.max_epochs - self.close_mosaic
-        mosaic = self.mosaic if view is not None else 0.0
-        return RecordDataset(records, self._spaces, self.size, view, cache, mosaic, until, self.seed)
+        workers = max(1, self._workers())
+        disk = DiskCache(self.disk, int(self.disk_gb * 2**30), workers) if self.disk else None
+        cache = ImageCache(int(self.cache_gb * 2**30 / workers), disk)
+        mixing = Mixing(self.mosaic, self.mixup, self.cutmix, until)
+        return RecordDataset(records, self._spaces, self.size, self._view(), cache, mixing, self.seed)
 
     def _workers(self) -> int:
         if self.workers >= 0:
@@ -223,7 +249,7 @@ class VisionData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented Batches."""
-        dataset = self._dataset("train", self.view)
+        dataset = self._dataset("train", train=True)
         numbers = [self._source_of[record.image.name] for record in dataset.records]
         weights = [source.weight for source in self.sources] if len(self.sources) > 1 else None
         rank, world = self._place()
@@ -232,7 +258,7 @@ class VisionData(L.LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Any]:
         """Letterboxed Batches with frames of `train`, `val` or `test`, every image once, in order."""
-        dataset = self._dataset(split, None)
+        dataset = self._dataset(split, train=False)
         batches = EvalBatches(len(dataset), self.batch_size, *self._place())
         return DataLoader(dataset, batch_sampler=batches, **self._loader_options())
 
@@ -253,7 +279,7 @@ class VisionData(L.LightningDataModule):
         return {
             "num_workers": workers,
             "collate_fn": Collate(self._spaces),
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": start_worker,
             "persistent_workers": workers > 0,
             "multiprocessing_context": "fork" if workers > 0 else None,
         }
@@ -268,98 +294,5 @@ def _plain_settings(given: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that goes on in mid-epoch: its state is how many batches of the epoch are done."""
-
-    done = 0
-
-    def __iter__(self) -> Any:
-        """Batches of the epoch, counted."""
-        assert isinstance(self.batch_sampler, TrainBatches)
-        self.done = self.batch_sampler.skip
-        for batch in super().__iter__():
-            self.done += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """`done`: batches of this epoch that training has had (0 at its end)."""
-        return {"done": self.done % len(self)}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Leaves out the batches that are done."""
-        assert isinstance(self.batch_sampler, TrainBatches)
-        self.batch_sampler.skip = state["done"]
-
-
-def _preset_view(image: Any, labels: Any, rng: np.random.Generator, preset: fused.Preset, size: tuple[int, int]) -> Any:
+def _preset_view(image: Any, labels: Any, rng: np.random.Generator, preset: Preset, size: tuple[int, int]) -> Any:
     return fused.augment(image, labels, size, preset, rng)
-
-
-def _start_worker(number: int) -> None:  # noqa: ARG001  # the loader gives it
-    """One thread a worker; Ctrl-C is the main process's business."""
-    import cv2
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def unite(loaded: list[SourceData], renames: list[dict[str, str]]) -> tuple[dict[str, LabelSpace], list[list[Record]]]:
-    """Several sources' fields and Records as one: fields of one name share a class list, in order of appearance.
-
-    Raises:
-        ConfigError: a renamed field that the source has not.
-        DataError: fields of one name but of different kinds.
-    """
-    spaces: dict[str, LabelSpace] = {}
-    moved: list[list[Record]] = []
-    for number, source in enumerate(loaded):
-        rename = renames[number] if number < len(renames) else {}
-        for field in rename:
-            if field not in source.spaces:
-                raise ConfigError(
-                    f"data.sources[{number}].fields: no field {field!r}; it has {', '.join(source.spaces)}"
-                )
-        tables: dict[str, list[int]] = {}
-        for field, space in source.spaces.items():
-            name = rename.get(field, field)
-            known = spaces.get(name, LabelSpace(space.kind, ()))
-            if known.kind != space.kind:
-                raise DataError(f"label field {name!r} holds {known.kind} in one source and {space.kind} in another")
-            names = known.names + tuple(n for n in space.names if n not in known.names)
-            spaces[name] = LabelSpace(space.kind, names)
-            tables[field] = [names.index(n) for n in space.names]
-            if space.kind == "mask" and tables[field] != list(range(len(space.names))):
-                raise DataError(f"the masks of field {name!r} number their classes differently in {source.format}")
-        moved.append([_renumber(record, rename, tables) for record in source.records])
-    return spaces, moved
-
-
-def _renumber(record: Record, rename: dict[str, str], tables: dict[str, list[int]]) -> Record:
-    labels: dict[str, Any] = {}
-    for field, label in record.labels.items():
-        table, name = tables[field], rename.get(field, field)
-        if isinstance(label, Boxes):
-            labels[name] = replace(label, classes=np.asarray(table, np.int64)[label.classes])
-        elif isinstance(label, int):
-            labels[name] = table[label]
-        elif isinstance(label, tuple):
-            labels[name] = tuple(table[i] for i in label)
-        else:
-            labels[name] = label
-    return replace(record, labels=labels)
-
-
-def count(name: str, space: LabelSpace, records: list[Record]) -> tuple[int, ...]:
-    """Labels per class: images, or boxes; zeros for masks, which are not read for it."""
-    total = np.zeros(len(space.names), np.int64)
-    for record in records:
-        label = record.labels.get(name)
-        if isinstance(label, Boxes):
-            total += np.bincount(label.classes, minlength=len(total))
-        elif isinstance(label, int):
-            total[label] += 1
-        elif isinstance(label, tuple):
-            total[list(label)] += 1
-    return tuple(int(value) for value in total)

@@ -37,7 +37,7 @@ def mosaic(tiles: list[Loaded], size: tuple[int, int], rng: np.random.Generator)
         for name, plane in masks.items():
             label = labels[name]
             assert isinstance(label, np.ndarray)
-            plane[rows, columns] = cv2.resize(label, (w, h), interpolation=cv2.INTER_NEAREST)[inner]
+            plane[rows, columns] = cv2.resize(label, (w, h), interpolation=cv2.INTER_NEAREST_EXACT)[inner]
         for name, found in parts.items():
             label = labels[name]
             assert isinstance(label, Boxes)

@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
+import yaml
+
 from pipeline.data.module import VisionData
+from pipeline.errors import ConfigError, nearest
 from pipeline.imaging.draw import draw_answer, sheet, write_png
 from pipeline.records import Boxes, Sample
 
 
 def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lightning show-data", description=__doc__)
-    parser.add_argument("--data.root", dest="root", help="the data set's folder; without it the built-in shapes")
-    parser.add_argument("--data.format", dest="format", default="auto")
-    parser.add_argument("--data.size", dest="size", type=int, default=320)
-    parser.add_argument("--data.augment", dest="augment", default="standard")
-    parser.add_argument("--data.mosaic", dest="mosaic", type=float, default=0.0)
-    parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("outputs/samples.png"))
-    given = parser.parse_args(argv)
-    data = VisionData(given.root, given.format, size=given.size, augment=given.augment, mosaic=given.mosaic, workers=0)
+    parser = jsonargparse.ArgumentParser(prog="lightning show-data", description=__doc__, exit_on_error=False)
+    parser.add_argument("--config", type=list[str], help="configs of `lightning fit`; their `data` part is taken")
+    parser.add_argument("--images", type=int, default=12, help="samples on the sheet")
+    parser.add_argument("--epoch", type=int, default=0, help="whose draws are shown")
+    parser.add_argument("--out", type=Path, default=Path("outputs/samples.png"), help="the PNG to write")
+    parser.add_class_arguments(VisionData, "data", sub_configs=True)
+    configs, rest = _take_configs(argv)
+    try:
+        parser.set_defaults({f"data.{key}": value for path in configs for key, value in _data_part(path).items()})
+        given = parser.parse_args(rest)
+    except jsonargparse.ArgumentError as error:
+        message = " ".join(str(error).split())
+        word = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
+        known = [f"--data.{name}" for name in inspect.signature(VisionData).parameters]
+        raise ConfigError(message + (nearest(word, known) if "unrecognized" in message else "")) from error
+    except KeyError as error:
+        raise ConfigError(f"{', '.join(configs)}: {error.args[0]}") from error
+    data: VisionData = parser.instantiate_classes(given).data
     dataset: Any = data.train_dataloader().dataset
-    samples = [dataset[0, index % len(dataset)] for index in range(given.images)]
+    samples = [dataset[given.epoch, index % len(dataset)] for index in range(given.images)]
     write_png(given.out, sheet([draw_sample(sample, dataset.spaces) for sample in samples], 4))
     sys.stdout.write(f"{len(samples)} samples in {given.out}\n")
     return 0
+
+
+def _take_configs(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The files after each --config, and the other arguments."""
+    configs, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            configs.append(next(words, ""))
+        elif word.startswith("--config="):
+            configs.append(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return configs, rest
+
+
+def _data_part(path: str) -> dict[str, Any]:
+    """The `data` section of a config; raises ConfigError."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
+    part = loaded.get("data", {}) if isinstance(loaded, dict) else None
+    if not isinstance(part, dict):
+        raise ConfigError(f"--config {path}: `data` is not a mapping")
+    return part
 
 
 def draw_sample(sample: Sample, spaces: Any) -> Any:

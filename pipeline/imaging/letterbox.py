@@ -49,5 +49,5 @@ def mask_to_source(probabilities: NDArray[np.float32], frame: Letterbox) -> NDAr
 def indices_to_source(mask: NDArray[np.uint8], frame: Letterbox) -> NDArray[np.uint8]:
     """Class indices (H, W) in input pixels to the nearest ones (h, w) in the full image's pixels."""
     inner = mask[frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]]
-    out: NDArray[np.uint8] = cv2.resize(inner, frame.source[::-1], interpolation=cv2.INTER_NEAREST)
+    out: NDArray[np.uint8] = cv2.resize(inner, frame.source[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return out

@@ -6,17 +6,21 @@ import io
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.fused import PRESETS, augment
+from pipeline.data.fused import augment
+from pipeline.data.presets import PRESETS
 from pipeline.errors import ImageError
 from pipeline.imaging.decode import decode_bytes, read_image
 from pipeline.imaging.geometry import Letterbox
+from pipeline.imaging.letterbox import indices_to_source, place
 from pipeline.imaging.masks import ColourMask, IndexMask, ShapeMask
+from pipeline.labels import IGNORE_INDEX
 from pipeline.records import Boxes
 
 DATA = Path(os.environ.get("TRIFOCAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -111,7 +115,7 @@ def test_augmented_boxes_masks_and_pixels_move_together(preset):
     mask[40:80, 50:110] = 1
     for seed in range(30):
         labels = {"objects": Boxes.of([[50, 40, 110, 80]], [0]), "surface": mask}
-        view, moved = augment(image, labels, (96, 128), PRESETS[preset], np.random.default_rng(seed))
+        view, moved = augment(image, labels, (96, 128), PRESETS["boxes"][preset], np.random.default_rng(seed))
         boxes, plane = moved["objects"], moved["surface"]
         assert view.shape == (96, 128, 3)
         ys, xs = np.nonzero(plane == 1)
@@ -130,3 +134,17 @@ def test_masks_from_files_and_shapes(tmp_path):
     assert ColourMask(tmp_path / "c.png", ((0, 0, 0), (255, 0, 0))).read((1, 2)).tolist() == [[1, 255]]
     rle = {"size": [2, 2], "counts": [1, 2, 1]}
     assert ShapeMask(((3, rle),)).read((2, 2)).tolist() == [[0, 3], [3, 0]]
+
+
+@pytest.mark.parametrize("source", [(100, 100), (33, 50), (480, 640)])
+def test_a_mask_there_and_back_is_not_shifted(source):
+    rows, columns = np.mgrid[0 : source[0], 0 : source[1]]
+    disc = (np.hypot(rows - source[0] / 2 + 0.5, columns - source[1] / 2 + 0.5) < min(source) / 3).astype(np.uint8)
+    frame = Letterbox.fit(source, (96, 64))
+    inside = place(disc, frame, IGNORE_INDEX, cv2.INTER_NEAREST_EXACT)
+    for plane in (
+        inside[frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]],
+        indices_to_source(inside, frame),
+    ):
+        turned = plane != plane[::-1, ::-1]
+        assert turned.mean() < 0.01  # the middle stays the middle
