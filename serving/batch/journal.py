@@ -4,6 +4,8 @@
     DIR/.batch/plan.sqlite  the list of files, until the run is finished
     DIR/.batch/parts/       answers so far, a file for each part, named by what it answers for
     DIR/.batch/tmp/         files being written
+
+Everything else below DIR is what the run was for.
 """
 
 from __future__ import annotations
@@ -78,12 +80,17 @@ class Journal:
 
     def clear(self) -> None:
         """Removes everything a run wrote here."""
+        (self.home / "run.json").unlink(missing_ok=True)
+        self.drop_outputs()
+        for path in self.home.glob("plan*"):
+            path.unlink()
+
+    def drop_outputs(self) -> None:
+        """Removes answers and files, not what was asked for."""
+        self.drop_parts()
         for path in self.out.iterdir():
             if path.name != FOLDER:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for name in ("run.json", "plan.sqlite"):
-            (self.home / name).unlink(missing_ok=True)
-        self.drop_parts()
 
     # --- parts ----------------------------------------------------------------------------------------------------
 

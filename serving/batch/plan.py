@@ -119,7 +119,7 @@ class Plan:
             changed = "SELECT n.name FROM main.files n JOIN old.files o ON n.name=o.name WHERE n.stamp!=o.stamp"
             counts = [store.execute(f"SELECT count(*) FROM ({q})").fetchone()[0] for q in (added, removed, changed)]  # noqa: S608  # the three above
             found = [r[0] for q in (added, removed, changed) for r in store.execute(f"{q} LIMIT 1")]
-            return Changes(*counts, examples=tuple(bytes(name) for name in found))
+            return Changes(counts[0], counts[1], counts[2], tuple(bytes(name) for name in found))
         finally:
             store.execute("DETACH old")
 

@@ -25,6 +25,8 @@ class RemoteFiles:
         DataError: an unknown protocol, a package that is missing, or nothing there.
     """
 
+    remote = True
+
     def __init__(self, url: str) -> None:
         import fsspec
         from fsspec.core import url_to_fs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bundle import HeadSpec
@@ -133,21 +133,32 @@ def part_schema() -> pa.Schema:
     import pyarrow as pa
 
     more = [("reason", pa.string()), ("reason_kind", pa.string()), ("skipped", pa.bool_())]
-    return pa.schema([*prediction_schema(), *(pa.field(*each) for each in more), pa.field("files", pa.list_(pa.string()))])
+    return pa.schema(
+        [*prediction_schema(), *(pa.field(*each) for each in more), pa.field("files", pa.list_(pa.string()))]
+    )
 
 
 def table_of(results: Iterable[ImageResult]) -> pa.Table:
     """Results as a part's table; an image without an answer is one row without a head."""
     import pyarrow as pa
 
-    rows: list[dict[str, Any]] = []
+    schema = part_schema()
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    kept = prediction_schema().names
     for result in results:
-        if result.failure is not None:
-            failure = result.failure
-            why = {"reason": failure.reason, "reason_kind": failure.kind, "skipped": failure.skipped}
-            rows.append({"image": result.image, **why, "files": list(result.files)})
-        rows += [asdict(row) | {"files": list(result.files) if not at else []} for at, row in enumerate(result.rows)]
-    return pa.Table.from_pylist(rows, part_schema())
+        failure, files = result.failure, list(result.files)
+        if failure is not None:
+            told: dict[str, Any] = {"image": result.image, "reason": failure.reason, "reason_kind": failure.kind}
+            told |= {"skipped": failure.skipped, "files": files}
+            for name, values in columns.items():
+                values.append(told.get(name))
+        for at, row in enumerate(result.rows):
+            for name in kept:
+                columns[name].append(getattr(row, name))
+            for name, value in (("reason", None), ("reason_kind", None), ("skipped", None)):
+                columns[name].append(value)
+            columns["files"].append([] if at else files)
+    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema)
 
 
 def results_of(table: pa.Table) -> Iterator[ImageResult]:

@@ -12,6 +12,10 @@ SCORED_FROM = 0.001
 """Score from which boxes are kept where labels are at hand: average precision needs the weak ones too."""
 
 
+PER_IMAGE = ("masks", "yolo", "overlay", "crops")
+"""Writers that make files of their own for each image."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The options of `lightning batch-predict`.
@@ -66,8 +70,8 @@ class Settings:
     @property
     def per_image(self) -> tuple[str, ...]:
         """Names of the writers that make files of their own for each image."""
-        extra = [name for name, wanted in (("overlay", self.overlay), ("crops", self.crops)) if wanted]
-        return (*(name for name in self.formats if name in {"yolo", "masks"}), *extra)
+        wanted = {*self.formats} | ({"overlay"} if self.overlay else set()) | ({"crops"} if self.crops else set())
+        return tuple(name for name in PER_IMAGE if name in wanted)
 
     @property
     def ray(self) -> bool:

@@ -33,7 +33,9 @@ class Entry:
 
 
 class Source(Protocol):
-    """A place of images."""
+    """A place of images; `remote` where each read waits for a network."""
+
+    remote: bool
 
     @property
     def identity(self) -> str:
@@ -56,6 +58,8 @@ class LocalFiles:
         root: the folder.
         out: the output folder, which is left out where it lies inside.
     """
+
+    remote = False
 
     def __init__(self, root: Path, out: Path) -> None:
         self.root, self._base = root, os.fsencode(root)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import ConfigError
 from serving.answers import Answer
 from serving.batch.settings import Settings
 from serving.predictor import Predictor, Prepared
@@ -47,18 +46,4 @@ class Whole:
 
 def views_of(predictor: Predictor, settings: Settings) -> Views:
     """The views that the settings ask for; raises ConfigError for what cannot be had together."""
-    if settings.tile and settings.tta == "ten-crop":
-        raise ConfigError("--tile cuts tiles and --tta ten-crop other crops; take one of them, or --tta flip")
-    if settings.tile:
-        from serving.batch.tiles import Tiles
-
-        return Tiles(predictor, settings)
-    if settings.tta == "flip":
-        from serving.batch.tta import Mirrored
-
-        return Mirrored(predictor, settings)
-    if settings.tta == "ten-crop":
-        from serving.batch.tta import TenCrop
-
-        return TenCrop(predictor, settings)
     return Whole(predictor, settings)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import EngineError, ImageError
@@ -18,32 +18,47 @@ from serving.batch.rows import Failure, ImageResult, rows_of
 from serving.batch.settings import Settings
 from serving.batch.sources import Source
 from serving.batch.views import View, views_of
-from serving.batch.writers import image_writers
+from serving.batch.writers.base import Context
+from serving.batch.writers.registry import image_writers
 from serving.predictor import Predictor
 
 Content = bytes | Failure | None
 """A file's bytes, why it has none, or None where the worker shall read it itself."""
 
+READ_AHEAD = 32 * 2**20
+"""Larger files are read when their turn comes: bytes that wait are memory."""
+
+
+@dataclass(slots=True)
+class Read:
+    """What was read ahead, and the seconds it took."""
+
+    contents: list[Content]
+    seconds: float
+
 
 @dataclass(slots=True)
 class Done:
-    """What a worker hands back: results in the items' order, and busy seconds by stage."""
+    """What a worker hands back: results in the items' order, busy seconds by stage, and files that are not yet on disk."""
 
     results: list[ImageResult] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     files: list[bytes] = field(default_factory=list)
 
 
-def read_item(source: Source, item: Item) -> bytes | Failure:
-    """A file's bytes, or why there are none."""
+def read_item(source: Source, item: Item, most: int | None = None) -> Content:
+    """A file's bytes, or why there are none; None where it is larger than `most`."""
     if item.problem:
         return Failure(item.problem, kind_of(item.problem), item.skip)
     try:
         if not has_image_ending(item.name) and not looks_like_image(item.name, source.read(item.name, HEAD)):
             return NOT_AN_IMAGE
-        return source.read(item.name)
+        if most is None:
+            return source.read(item.name)
+        content = source.read(item.name, most + 1)
     except ImageError as error:
         return failure_of(item.name, error)
+    return content if len(content) <= most else None
 
 
 class Worker:
@@ -54,12 +69,27 @@ class Worker:
         source: where the bytes are.
         settings: what is wanted.
         journal: where files of single images go.
+        told: takes the number of images of each finished batch, and of its errors.
     """
 
-    def __init__(self, predictor: Predictor, source: Source, settings: Settings, journal: Journal) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        source: Source,
+        settings: Settings,
+        journal: Journal,
+        told: Callable[[int, int], None] = lambda images, errors: None,  # noqa: ARG005  # told nobody
+    ) -> None:
+        self._told = told
         self.predictor, self.source, self.settings, self.journal = predictor, source, settings, journal
-        self._writers = image_writers(settings, predictor.bundle.manifest, source)
+        self._writers = image_writers(Context(settings, predictor.bundle.manifest))
         self._views = views_of(predictor, settings)
+
+    def read(self, items: Sequence[Item]) -> Read:
+        """The bytes of a few items, ahead of `process`."""
+        started = time.perf_counter()
+        contents = [read_item(self.source, item, READ_AHEAD) for item in items]
+        return Read(contents, time.perf_counter() - started)
 
     def process(self, items: Sequence[Item], contents: Sequence[Content]) -> Done:
         """Results of a few items whose bytes were perhaps read already."""
@@ -69,8 +99,8 @@ class Worker:
         held: dict[int, bytes] = {}
         for at, (item, given) in enumerate(zip(items, contents, strict=True)):
             content = given if given is not None else self._read(item, done)
-            if isinstance(content, Failure):
-                answers.append(content)
+            if content is None or isinstance(content, Failure):
+                answers.append(content or NOT_AN_IMAGE)
                 continue
             started = time.perf_counter()
             try:
@@ -89,9 +119,10 @@ class Worker:
         for at, (item, one) in enumerate(zip(items, answers, strict=True)):
             done.results.append(self._result(item, one, held.get(at), done))
         done.seconds["answer"] += time.perf_counter() - started
+        self._told(len(items), sum(r.failure is not None and not r.failure.skipped for r in done.results))
         return done
 
-    def _read(self, item: Item, done: Done) -> bytes | Failure:
+    def _read(self, item: Item, done: Done) -> Content:
         started = time.perf_counter()
         content = read_item(self.source, item)
         done.seconds["read"] += time.perf_counter() - started
@@ -105,7 +136,7 @@ class Worker:
         try:
             found: list[Answer] = self._views.answers(list(waiting.values()))
             return dict(zip(waiting, found, strict=True))
-        except EngineError as whole:
+        except EngineError:
             singly: dict[int, Answer | Failure] = {}
             for at, view in waiting.items():
                 try:
@@ -113,7 +144,7 @@ class Worker:
                 except EngineError as error:
                     singly[at] = Failure(str(error), "engine")
             if all(isinstance(answer, Failure) for answer in singly.values()):
-                raise whole
+                raise
             return singly
         finally:
             done.seconds["infer"] += time.perf_counter() - started

@@ -1,31 +1,56 @@
-"""What a format offers: files for each image as it is answered, or files for the whole run at its end."""
+"""What a writer is: of files for each image while the run goes on, or of one document over all images at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.bundle import Manifest
 from serving.answers import Answer
+from serving.batch.journal import Journal
 from serving.batch.plan import Item
 from serving.batch.rows import ImageResult
+from serving.batch.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a writer may need to know: the options, the model, and how to name each image by a number.
+
+    Attributes:
+        settings: the options.
+        manifest: the model's.
+        ids: COCO's image id by file name where labels are at hand; None numbers the images in order from 1.
+        categories: COCO's category id by class name, likewise; None numbers the classes from 1.
+    """
+
+    settings: Settings
+    manifest: Manifest
+    ids: dict[str, int] | None = None
+    categories: dict[str, int] | None = None
 
 
 class ImageWriter(Protocol):
-    """Makes files of single images. Called from several threads; the same answer gives the same bytes."""
+    """Makes files of one image. Called from several threads."""
 
     def files(self, item: Item, answer: Answer, content: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Relative paths and contents; raises ImageError for a name that would leave the output folder."""
+        """Names in the output folder with their contents; raises ImageError.
+
+        Args:
+            item: the image's name.
+            answer: what was predicted.
+            content: the encoded image.
+        """
+
+
+Add = Callable[[int, ImageResult], None]
+"""Takes the next image: its number from 1 in order of the names, and what is known of it."""
 
 
 class RunWriter(Protocol):
-    """Makes files of the whole run from results in order, holding none of them."""
+    """Writes documents over all images."""
 
-    def begin(self, folder: Path) -> None:
-        """Starts in an empty folder; every file made there is then moved to the output folder, whole."""
-
-    def add(self, number: int, result: ImageResult) -> None:
-        """Takes result `number` (from 1); also of images without an answer."""
-
-    def end(self) -> None:
-        """Closes its files."""
+    def writing(self, journal: Journal) -> AbstractContextManager[Add]:
+        """The documents get their names when the block ends well; images without an answer are passed too."""
