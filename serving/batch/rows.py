@@ -44,6 +44,14 @@ class Row:
     counts: list[str] = field(default_factory=list)
 
 
+_EMPTY = Row("", 0, 0, "", "")
+
+
+def prediction_names() -> tuple[str, ...]:
+    """Names of the columns of predictions.parquet."""
+    return tuple(Row.__dataclass_fields__)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a file has no answer: `reason` for people, `kind` to count by; `skipped` where it is no image at all."""
@@ -142,28 +150,28 @@ def table_of(results: Iterable[ImageResult]) -> pa.Table:
     """Results as a part's table; an image without an answer is one row without a head."""
     import pyarrow as pa
 
+    from serving.batch.columns import column
+
     schema = part_schema()
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    kept = prediction_schema().names
     for result in results:
-        failure, files = result.failure, list(result.files)
-        if failure is not None:
-            told: dict[str, Any] = {"image": result.image, "reason": failure.reason, "reason_kind": failure.kind}
-            told |= {"skipped": failure.skipped, "files": files}
-            for name, values in columns.items():
-                values.append(told.get(name))
-        for at, row in enumerate(result.rows):
-            for name in kept:
+        for at, row in enumerate(result.rows or (_EMPTY,)):
+            for name in prediction_names():
                 columns[name].append(getattr(row, name))
-            for name, value in (("reason", None), ("reason_kind", None), ("skipped", None)):
-                columns[name].append(value)
-            columns["files"].append([] if at else files)
-    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema)
+            columns["files"].append(() if at else result.files)
+        failure = result.failure
+        if failure is not None:
+            columns["image"][-1], columns["head"][-1], columns["kind"][-1] = result.image, None, None
+        missing = len(columns["image"]) - len(columns["reason"])
+        columns["reason"] += [failure and failure.reason] * missing
+        columns["reason_kind"] += [failure and failure.kind] * missing
+        columns["skipped"] += [bool(failure and failure.skipped)] * missing
+    return pa.table([column(columns[field.name], field.type) for field in schema], schema)
 
 
 def results_of(table: pa.Table) -> Iterator[ImageResult]:
     """Inverse of `table_of`."""
-    names = prediction_schema().names
+    names = prediction_names()
     held: list[dict[str, Any]] = []
     for plain in table.to_pylist():
         if held and held[0]["image"] != plain["image"]:
@@ -174,7 +182,7 @@ def results_of(table: pa.Table) -> Iterator[ImageResult]:
         yield _result(held, names)
 
 
-def _result(held: list[dict[str, Any]], names: list[str]) -> ImageResult:
+def _result(held: list[dict[str, Any]], names: tuple[str, ...]) -> ImageResult:
     first = held[0]
     files = tuple(first["files"] or ())
     if first["reason"] is not None:

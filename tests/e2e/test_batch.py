@@ -81,7 +81,7 @@ def test_torch_is_not_imported(folder, model, tmp_path):
     code = (
         "import sys; from pipeline.cli import main;"
         f"code = main(['batch-predict', {str(folder)!r}, '--model', {str(model)!r}, '--out', 'o', '--engine', 'onnxruntime']);"
-        "sys.exit(100 if {'torch', 'lightning', 'mlflow'} & set(sys.modules) else code)"
+        "sys.exit(100 if {'torch', 'lightning', 'mlflow', 'pandas'} & set(sys.modules) else code)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TRIFOCAL_TUNED": "1"}
     done = subprocess.run(
