@@ -26,6 +26,12 @@ from serving.batch.names import shown
 
 FOLDER = ".batch"
 
+OUTPUTS = (
+    "predictions.parquet", "predictions.jsonl", "predictions.csv", "errors.jsonl", "summary.json", "report.html",
+    "coco", "yolo", "masks", "overlay", "crops",
+)  # fmt: skip
+"""All that a run may put into its folder; nothing else there is ever removed."""
+
 
 class Journal:
     """A run's output folder, held alone.
@@ -88,9 +94,12 @@ class Journal:
     def drop_outputs(self) -> None:
         """Removes answers and files, not what was asked for."""
         self.drop_parts()
-        for path in self.out.iterdir():
-            if path.name != FOLDER:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for name in OUTPUTS:
+            path = self.out / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     # --- parts ----------------------------------------------------------------------------------------------------
 

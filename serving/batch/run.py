@@ -25,7 +25,7 @@ from serving.batch.summary import Timing, summary_of
 from serving.batch.tally import Tally
 from serving.batch.work import Done, Worker
 from serving.batch.writers.base import Context
-from serving.batch.writers.registry import check_formats, run_writers
+from serving.batch.writers.registry import check_formats, once, run_writers
 from serving.engines.registry import usable_cores
 from serving.predictor import Predictor
 
@@ -212,6 +212,8 @@ class BatchRun:
             run_writers(context),
             tally,
         )
+        for name, data in once(context):
+            journal.put(name, data)
         timing.stages["assemble"] = time.perf_counter() - begun
         if not tally.answered and not tally.failed:
             raise DataError(f"{settings.source} holds no image ({tally.skipped} other files)")

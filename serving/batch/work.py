@@ -13,6 +13,7 @@ from serving.batch.failures import NOT_AN_IMAGE, failure_of, kind_of
 from serving.batch.journal import Journal
 from serving.batch.kinds import HEAD, has_image_ending, looks_like_image
 from serving.batch.names import shown
+from serving.batch.picture import Picture
 from serving.batch.plan import Item
 from serving.batch.rows import Failure, ImageResult, rows_of
 from serving.batch.settings import Settings
@@ -96,7 +97,7 @@ class Worker:
         done = Done()
         answers: list[Answer | Failure] = []
         waiting: dict[int, View] = {}
-        held: dict[int, bytes] = {}
+        held: dict[int, Picture] = {}
         for at, (item, given) in enumerate(zip(items, contents, strict=True)):
             content = given if given is not None else self._read(item, done)
             if content is None or isinstance(content, Failure):
@@ -111,7 +112,7 @@ class Worker:
             except Exception as error:  # noqa: BLE001  # one odd file must not end a run of a million
                 answers.append(Failure(f"unexpected: {error!r}", "unexpected"))
             if self._writers:
-                held[at] = content
+                held[at] = Picture(shown(item.name), content)
             done.seconds["decode"] += time.perf_counter() - started
         for at, answer in self._infer(waiting, done).items():
             answers[at] = answer
@@ -149,17 +150,17 @@ class Worker:
         finally:
             done.seconds["infer"] += time.perf_counter() - started
 
-    def _result(self, item: Item, answer: Answer | Failure, content: bytes | None, done: Done) -> ImageResult:
+    def _result(self, item: Item, answer: Answer | Failure, picture: Picture | None, done: Done) -> ImageResult:
         image = shown(item.name)
         if isinstance(answer, Failure):
             return ImageResult(image, (), answer)
         rows = rows_of(image, answer, self.predictor.heads, self.settings.threshold)
-        if not self._writers or content is None:
+        if not self._writers or picture is None:
             return ImageResult(image, rows)
         names = []
         try:
             for writer in self._writers:
-                for name, data in writer.files(item, answer, content):
+                for name, data in writer.files(item, answer, picture):
                     self.journal.put_quickly(name, data)
                     names.append(name)
         except ImageError as error:

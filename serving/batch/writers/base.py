@@ -10,6 +10,7 @@ from typing import Protocol
 from pipeline.bundle import Manifest
 from serving.answers import Answer
 from serving.batch.journal import Journal
+from serving.batch.picture import Picture
 from serving.batch.plan import Item
 from serving.batch.rows import ImageResult
 from serving.batch.settings import Settings
@@ -31,17 +32,23 @@ class Context:
     ids: dict[str, int] | None = None
     categories: dict[str, int] | None = None
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By head, the score from which an answer counts."""
+        given = self.settings.threshold
+        return {name: head.threshold if given is None else given for name, head in self.manifest.heads.items()}
+
 
 class ImageWriter(Protocol):
     """Makes files of one image. Called from several threads."""
 
-    def files(self, item: Item, answer: Answer, content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def files(self, item: Item, answer: Answer, picture: Picture) -> Iterator[tuple[bytes, bytes]]:
         """Names in the output folder with their contents; raises ImageError.
 
         Args:
             item: the image's name.
             answer: what was predicted.
-            content: the encoded image.
+            picture: the image.
         """
 
 

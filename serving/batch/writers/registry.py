@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, nearest
 from serving.batch.settings import PER_IMAGE
@@ -30,6 +31,16 @@ def image_writers(context: Context) -> list[ImageWriter]:
 def run_writers(context: Context) -> list[RunWriter]:
     """The writers of documents over all images that the options ask for."""
     return [_module(name).Writer(context) for name in RUN if name in context.settings.formats]
+
+
+def once(context: Context) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of what the writers of files for each image add once."""
+    for name in context.settings.per_image:
+        yield from getattr(_module(name), "once", _nothing)(context)
+
+
+def _nothing(context: Context) -> Iterator[tuple[str, bytes]]:  # noqa: ARG001  # every `once`'s signature
+    return iter(())
 
 
 def _module(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202  # each module has a Writer of its own
