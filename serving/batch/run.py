@@ -17,6 +17,7 @@ from serving.batch.local import LocalRun
 from serving.batch.names import shown
 from serving.batch.plan import Part, Plan
 from serving.batch.progress import Progress
+from serving.batch.report import report
 from serving.batch.resume import differences, run_identity
 from serving.batch.rows import table_of
 from serving.batch.settings import Settings
@@ -219,6 +220,7 @@ class BatchRun:
             raise DataError(f"{settings.source} holds no image ({tally.skipped} other files)")
         about = {"source": source.identity, "options": settings.identity(), "engine": engine}
         summary = summary_of(tally, manifest, about, None)
+        journal.put("report.html", report(summary, tally, manifest, source.read).encode())
         timing.seconds = time.perf_counter() - started
         summary["timing"] = timing.plain()
         journal.put("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -75,7 +75,7 @@ def start(folder, model, out, *before):
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("renamings", [0, 1, 40, 133, 140])
+@pytest.mark.parametrize("renamings", [0, 1, 40, 133, 141])
 def test_a_run_that_vanishes_between_two_steps_goes_on_to_the_same_bytes(renamings, folder, model, unbroken, tmp_path):
     out = tmp_path / "out"
     with start(folder, model, out, "-c", DIES, str(renamings)) as process:
