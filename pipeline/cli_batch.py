@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import ConfigError, TrifocalError
 from serving.batch.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.bundle import HeadSpec
+    from serving.batch.run import Scorer
+    from serving.batch.sources import Source
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,13 +113,21 @@ def main(argv: list[str]) -> int:
         from serving.batch.summary import printed
 
         with find_bundle(settings.model) as folder:
-            run = BatchRun(settings, read_bundle(folder), _say, sys.stderr.isatty())
+            make = partial(_scorer, settings) if settings.labels is not None else None
+            run = BatchRun(settings, read_bundle(folder), _say, sys.stderr.isatty(), make)
             summary = run.run()
     except TrifocalError as error:
         error.exit_code = 1
         raise
     sys.stdout.write(printed(summary, str(settings.out)))
     return exit_code(summary)
+
+
+def _scorer(settings: Settings, source: Source, heads: dict[str, HeadSpec]) -> Scorer:
+    from pipeline.batch_scores import LabelScorer
+
+    assert settings.labels is not None
+    return LabelScorer(Path(settings.labels), settings.labels_format, source, heads)
 
 
 def _say(line: str) -> None:

@@ -7,9 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import Bundle, HeadSpec
 from pipeline.errors import ConfigError, DataError
 from serving.batch.assemble import assemble, write_part
 from serving.batch.journal import Journal
@@ -19,7 +19,7 @@ from serving.batch.plan import Part, Plan
 from serving.batch.progress import Progress
 from serving.batch.report import report
 from serving.batch.resume import differences, run_identity
-from serving.batch.rows import table_of
+from serving.batch.rows import ImageResult, table_of
 from serving.batch.settings import Settings
 from serving.batch.sources import Source, open_source
 from serving.batch.summary import Timing, summary_of
@@ -33,6 +33,29 @@ from serving.predictor import Predictor
 Say = Callable[[str], None]
 
 
+class Scorer(Protocol):
+    """Judges answers by labels.
+
+    Attributes:
+        ids, categories: as in Context.
+    """
+
+    ids: dict[str, int] | None
+    categories: dict[str, int] | None
+
+    def add(self, result: ImageResult) -> None:
+        """Takes the next image."""
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Metrics by head."""
+
+    def knows(self, name: bytes) -> bool:
+        """Whether an image is labelled."""
+
+
+MakeScorer = Callable[[Source, dict[str, HeadSpec]], Scorer]
+
+
 @dataclass(slots=True)
 class BatchRun:
     """A batch prediction.
@@ -42,12 +65,14 @@ class BatchRun:
         bundle: the model.
         say: takes lines for people.
         terminal: whether those people see a terminal.
+        make_scorer: reads the labels for the images of a source, where there are any.
     """
 
     settings: Settings
     bundle: Bundle
     say: Say
     terminal: bool = False
+    make_scorer: MakeScorer | None = None
 
     def run(self) -> dict[str, Any]:
         """Answers everything that is not answered yet; returns the summary.
@@ -79,7 +104,7 @@ class BatchRun:
         if not wanted:
             raise ConfigError("--no-masks leaves nothing to answer: the model's heads are all masks")
 
-    def _heads(self) -> dict[str, Any]:
+    def _heads(self) -> dict[str, HeadSpec]:
         """The heads that are answered."""
         only, masks = self.settings.heads, self.settings.masks
         found = self.bundle.manifest.heads.items()
@@ -159,11 +184,15 @@ class BatchRun:
                 f"{settings.out} was begun on engine {state['engine']}, this is {engine}, whose answers may differ in the"
                 " last digit; take that engine, another --out, or --restart"
             )
+        # Mistakes in the labels are told before an hour's work, not after it.
+        scorer = self.make_scorer(source, self._heads()) if self.make_scorer is not None else None
+        if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
+            raise DataError(f"--data.root labels none of the images of {settings.source}; are they its images?")
         state = {"identity": identity, "engine": engine, "finished": False}
         journal.save_state(state)
         timing = Timing()
         self._answer(source, journal, plan, predictor, workers, timing)
-        summary = self._conclude(source, journal, plan, engine, timing, started)
+        summary = self._conclude(source, journal, plan, engine, timing, started, scorer)
         journal.save_state(state | {"finished": True, "files": plan.digest(), "count": len(plan)})
         journal.drop_parts()
         plan.path.unlink()
@@ -200,18 +229,26 @@ class BatchRun:
         timing.stages = dict(stages)
 
     def _conclude(
-        self, source: Source, journal: Journal, plan: Plan, engine: str, timing: Timing, started: float
+        self,
+        source: Source,
+        journal: Journal,
+        plan: Plan,
+        engine: str,
+        timing: Timing,
+        started: float,
+        scorer: Scorer | None,
     ) -> dict[str, Any]:
         """Writes the final files."""
         settings, manifest = self.settings, self.bundle.manifest
         tally = Tally.of(self._heads(), settings.threshold)
-        context = Context(settings, manifest)
+        context = Context(settings, manifest, *((scorer.ids, scorer.categories) if scorer else (None, None)))
         begun = time.perf_counter()
         assemble(
             journal,
             (journal.part(part.digest) for part in plan.parts(settings.part)),
             run_writers(context),
             tally,
+            scorer.add if scorer else None,
         )
         for name, data in once(context):
             journal.put(name, data)
@@ -219,7 +256,7 @@ class BatchRun:
         if not tally.answered and not tally.failed:
             raise DataError(f"{settings.source} holds no image ({tally.skipped} other files)")
         about = {"source": source.identity, "options": settings.identity(), "engine": engine}
-        summary = summary_of(tally, manifest, about, None)
+        summary = summary_of(tally, manifest, about, scorer.scores() if scorer else None)
         journal.put("report.html", report(summary, tally, manifest, source.read).encode())
         timing.seconds = time.perf_counter() - started
         summary["timing"] = timing.plain()
