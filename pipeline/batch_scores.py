@@ -81,10 +81,6 @@ class LabelScorer:
     def scores(self) -> Scores:
         """By head: the trainer's metrics, and `images`, the number of labelled ones."""
         found = {head: {"images": float(tally.images)} | tally.compute() for head, tally in self._tallies.items()}
-        if not any(tally.images for tally in self._tallies.values()):
-            raise DataError(
-                "--data.root labels none of the images that were answered; is it the folder of these images?"
-            )
         return {h: {k: v for k, v in s.items() if not math.isnan(v)} for h, s in found.items()}
 
 

@@ -17,6 +17,11 @@ def failure_of(name: bytes, error: TrifocalError) -> Failure:
 
 def kind_of(reason: str) -> str:
     """What failures are counted by: the reason without what differs from file to file."""
-    if "is more than" in reason and "pixels" in reason:
+    if too_many_pixels(reason):
         return "too many pixels"
     return reason.partition(":")[0].partition(" (")[0]
+
+
+def too_many_pixels(reason: str) -> bool:
+    """Whether a picture was refused for its size: by our limit, or by Pillow's own."""
+    return "pixels" in reason and ("is more than" in reason or "exceeds limit of" in reason or "too many" in reason)

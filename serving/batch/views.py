@@ -8,8 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from serving.answers import Answer
 from serving.batch.settings import Settings
+from serving.batch.tiles import Tiles
+from serving.batch.tta import TenCrop, mirrored
 from serving.predictor import Predictor, Prepared
 
 View = Any
@@ -19,23 +22,28 @@ TTA = ("none", "flip", "ten-crop")
 
 
 class Views(Protocol):
-    """How images are prepared and answered."""
+    """How images are prepared and answered; `opens_files` where `prepare` reads a file that was not read before."""
 
-    def prepare(self, content: bytes, name: str, path: Path | None) -> View:
+    opens_files: bool
+
+    def prepare(self, content: bytes | None, name: str, path: Path | None) -> View:
         """An encoded image, ready; raises ImageError."""
 
     def answers(self, views: Sequence[View]) -> list[Answer]:
-        """An Answer for each prepared image; raises EngineError."""
+        """An Answer for each prepared image; raises EngineError, or ImageError where pixels are read only now."""
 
 
 class Whole:
     """Each image once, as the service sees it."""
 
+    opens_files = False
+
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.predictor, self.options = predictor, settings.options
 
-    def prepare(self, content: bytes, name: str, path: Path | None) -> Prepared:  # noqa: ARG002  # every Views' signature
+    def prepare(self, content: bytes | None, name: str, path: Path | None) -> Prepared:  # noqa: ARG002  # every Views' signature
         """Decoded and letterboxed."""
+        assert content is not None
         return self.predictor.decode(content, name)
 
     def answers(self, views: Sequence[Prepared]) -> list[Answer]:
@@ -46,4 +54,10 @@ class Whole:
 
 def views_of(predictor: Predictor, settings: Settings) -> Views:
     """The views that the settings ask for; raises ConfigError for what cannot be had together."""
-    return Whole(predictor, settings)
+    if settings.tile and settings.tta == "ten-crop":
+        raise ConfigError("--tile cuts tiles and --tta ten-crop other crops; take one of them, or --tta flip")
+    if settings.tta == "ten-crop":
+        return TenCrop(predictor, settings)
+    if settings.tta == "flip":
+        predictor = mirrored(predictor)
+    return Tiles(predictor, settings) if settings.tile else Whole(predictor, settings)

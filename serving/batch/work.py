@@ -26,6 +26,9 @@ from serving.predictor import Predictor
 Content = bytes | Failure | None
 """A file's bytes, why it has none, or None where the worker shall read it itself."""
 
+ENGINE = "engine"
+"""Kind of the failures that are the engine's."""
+
 READ_AHEAD = 32 * 2**20
 """Larger files are read when their turn comes: bytes that wait are memory."""
 
@@ -95,33 +98,42 @@ class Worker:
     def process(self, items: Sequence[Item], contents: Sequence[Content]) -> Done:
         """Results of a few items whose bytes were perhaps read already."""
         done = Done()
-        answers: list[Answer | Failure] = []
-        waiting: dict[int, View] = {}
-        held: dict[int, Picture] = {}
+        # Pictures that are opened whole stay one at a time: a few of them would fill the memory.
+        step = 1 if self._views.opens_files else len(items)
+        for at in range(0, len(items), step):
+            self._batch(items[at : at + step], contents[at : at + step], done)
+        self._told(len(items), sum(r.failure is not None and not r.failure.skipped for r in done.results))
+        return done
+
+    def _batch(self, items: Sequence[Item], contents: Sequence[Content], done: Done) -> None:
+        answers: list[Answer | Failure] = [NOT_AN_IMAGE] * len(items)
+        views: dict[int, View] = {}
+        pictures: dict[int, Picture] = {}
         for at, (item, given) in enumerate(zip(items, contents, strict=True)):
-            content = given if given is not None else self._read(item, done)
-            if content is None or isinstance(content, Failure):
-                answers.append(content or NOT_AN_IMAGE)
+            path = self.source.path(item.name)
+            content = given
+            if content is None and not (self._views.opens_files and path is not None):
+                content = self._read(item, done)
+            if isinstance(content, Failure):
+                answers[at] = content
                 continue
             started = time.perf_counter()
             try:
-                waiting[at] = self._views.prepare(content, shown(item.name), self.source.path(item.name))
-                answers.append(NOT_AN_IMAGE)
+                views[at] = self._views.prepare(content, shown(item.name), path)
             except ImageError as error:
-                answers.append(failure_of(item.name, error))
+                answers[at] = failure_of(item.name, error)
             except Exception as error:  # noqa: BLE001  # one odd file must not end a run of a million
-                answers.append(Failure(f"unexpected: {error!r}", "unexpected"))
-            if self._writers:
-                held[at] = Picture(shown(item.name), content)
+                answers[at] = Failure(f"unexpected: {error!r}", "unexpected")
+            else:
+                if self._writers:
+                    pictures[at] = Picture(shown(item.name), content, path, getattr(views[at], "regions", None))
             done.seconds["decode"] += time.perf_counter() - started
-        for at, answer in self._infer(waiting, done).items():
+        for at, answer in self._infer(views, items, done).items():
             answers[at] = answer
         started = time.perf_counter()
         for at, (item, one) in enumerate(zip(items, answers, strict=True)):
-            done.results.append(self._result(item, one, held.get(at), done))
+            done.results.append(self._result(item, one, pictures.get(at), done))
         done.seconds["answer"] += time.perf_counter() - started
-        self._told(len(items), sum(r.failure is not None and not r.failure.skipped for r in done.results))
-        return done
 
     def _read(self, item: Item, done: Done) -> Content:
         started = time.perf_counter()
@@ -129,22 +141,24 @@ class Worker:
         done.seconds["read"] += time.perf_counter() - started
         return content
 
-    def _infer(self, waiting: dict[int, View], done: Done) -> dict[int, Answer | Failure]:
-        """Answers of all views at once; where the engine fails, of each alone, once."""
+    def _infer(self, waiting: dict[int, View], items: Sequence[Item], done: Done) -> dict[int, Answer | Failure]:
+        """Answers of all views at once; where the engine or a late read fails, of each alone, once."""
         if not waiting:
             return {}
         started = time.perf_counter()
         try:
             found: list[Answer] = self._views.answers(list(waiting.values()))
             return dict(zip(waiting, found, strict=True))
-        except EngineError:
+        except (EngineError, ImageError):
             singly: dict[int, Answer | Failure] = {}
             for at, view in waiting.items():
                 try:
                     singly[at] = self._views.answers([view])[0]
+                except ImageError as error:
+                    singly[at] = failure_of(items[at].name, error)
                 except EngineError as error:
-                    singly[at] = Failure(str(error), "engine")
-            if all(isinstance(answer, Failure) for answer in singly.values()):
+                    singly[at] = Failure(str(error), ENGINE)
+            if all(isinstance(answer, Failure) and answer.kind == ENGINE for answer in singly.values()):
                 raise
             return singly
         finally:

@@ -31,7 +31,7 @@ class Writer:
                 x1, y1, x2, y2 = found.boxes[number].tolist()
                 left, top = min(int(x1), width - 1), min(int(y1), height - 1)
                 right, bottom = max(left + 1, -int(-x2 // 1)), max(top + 1, -int(-y2 // 1))
-                piece = picture.pixels()[top:bottom, left:right, ::-1]
+                piece = picture.crop(left, top, min(right, width), min(bottom, height))[..., ::-1]
                 data = cv2.imencode(".jpg", np.ascontiguousarray(piece), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
                 label = self._heads[name].classes[int(found.classes[number])]
                 folder = f"crops/{one_part(name)}/{one_part(label)}/".encode()

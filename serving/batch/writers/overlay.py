@@ -16,7 +16,7 @@ from serving.batch.writers.base import Context
 
 
 class Writer:
-    """JPEG; small pictures are enlarged so that the texts can be read."""
+    """JPEG; small pictures are enlarged so that the texts can be read, and those too large for memory shrunk."""
 
     def __init__(self, context: Context) -> None:
         self._spaces = context.manifest.spaces
@@ -24,17 +24,20 @@ class Writer:
 
     def files(self, item: Item, answer: Answer, picture: Picture) -> Iterator[tuple[bytes, bytes]]:
         """See ImageWriter."""
-        shown = {name: drawable(found, self._thresholds[name]) for name, found in answer.heads.items()}
-        drawn = draw_answer(picture.pixels(), shown, self._spaces, 0.0)
+        pixels, shrink = picture.pixels()
+        size = pixels.shape[1], pixels.shape[0]
+        heads = answer.heads.items()
+        shown = {name: drawable(found, self._thresholds[name], shrink, size) for name, found in heads}
+        drawn = draw_answer(pixels, shown, self._spaces, 0.0)
         data = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
         yield b"overlay/" + inside(item.base) + b".jpg", data
 
 
-def drawable(found: HeadAnswer, threshold: float) -> dict[str, Any]:
-    """A head's answer as `draw_answer` takes it, boxes from the threshold on."""
+def drawable(found: HeadAnswer, threshold: float, shrink: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A head's answer as `draw_answer` takes it, boxes from the threshold on, for a picture shrunk to (width, height)."""
     if isinstance(found, LabelAnswer):
         return {"probabilities": found.probabilities}
     if isinstance(found, BoxAnswer):
         keep = found.scores >= threshold
-        return {"boxes": found.boxes[keep], "scores": found.scores[keep], "classes": found.classes[keep]}
-    return {"mask": found.mask}
+        return {"boxes": found.boxes[keep] / shrink, "scores": found.scores[keep], "classes": found.classes[keep]}
+    return {"mask": found.mask if shrink == 1 else cv2.resize(found.mask, size, interpolation=cv2.INTER_NEAREST)}

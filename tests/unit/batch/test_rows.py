@@ -47,6 +47,7 @@ def test_run_lengths_are_those_of_pycocotools(height, width, classes, seed):
 
 
 @given(st.binary(max_size=30))
+@settings(deadline=None)
 def test_any_name_is_text_and_back(name):
     text = shown(name)
     text.encode()
