@@ -24,6 +24,7 @@ from serving.batch.settings import Settings
 from serving.batch.sources import Source, open_source
 from serving.batch.summary import Timing, summary_of
 from serving.batch.tally import Tally
+from serving.batch.views import check_views
 from serving.batch.work import Done, Worker
 from serving.batch.writers.base import Context
 from serving.batch.writers.registry import check_formats, once, run_writers
@@ -103,6 +104,7 @@ class BatchRun:
                 raise ConfigError(f"--heads: the model has no head {name!r}; it has {', '.join(heads)}")
         if not wanted:
             raise ConfigError("--no-masks leaves nothing to answer: the model's heads are all masks")
+        check_views(self.settings, wanted)
 
     def _heads(self) -> dict[str, HeadSpec]:
         """The heads that are answered."""

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import HeadSpec
-from pipeline.errors import ConfigError
 from pipeline.imaging.decode import decode_bytes
 from serving.answers import Answer, HeadAnswer, LabelAnswer, Options
 from serving.batch.merge import average_boxes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.bundle import HeadSpec
 from pipeline.errors import ConfigError
 from serving.answers import Answer
 from serving.batch.settings import Settings
@@ -52,10 +53,18 @@ class Whole:
         return self.predictor.answers(outputs, [view.frame for view in views], self.options)
 
 
-def views_of(predictor: Predictor, settings: Settings) -> Views:
-    """The views that the settings ask for; raises ConfigError for what cannot be had together."""
-    if settings.tile and settings.tta == "ten-crop":
+def check_views(settings: Settings, heads: Mapping[str, HeadSpec]) -> None:
+    """Raises ConfigError for what cannot be had together, or of these heads."""
+    if settings.tta != "ten-crop":
+        return
+    if settings.tile:
         raise ConfigError("--tile cuts tiles and --tta ten-crop other crops; take one of them, or --tta flip")
+    if not any(head.kind in {"classes", "multilabel"} for head in heads.values()):
+        raise ConfigError("--tta ten-crop averages image labels, and none is wanted; take --tta flip for the others")
+
+
+def views_of(predictor: Predictor, settings: Settings) -> Views:
+    """The views that the settings ask for."""
     if settings.tta == "ten-crop":
         return TenCrop(predictor, settings)
     if settings.tta == "flip":
