@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipeline.errors import TrifocalError
 from serving.batch.names import shown
 from serving.batch.rows import Failure
@@ -19,6 +21,8 @@ def kind_of(reason: str) -> str:
     """What failures are counted by: the reason without what differs from file to file."""
     if too_many_pixels(reason):
         return "too many pixels"
+    if re.search(r"truncated|premature end|broken data", reason, re.IGNORECASE):
+        return "truncated or broken"
     return reason.partition(":")[0].partition(" (")[0]
 
 

@@ -93,10 +93,6 @@ class TenCrop:
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         wanted = settings.heads or tuple(predictor.heads)
         self.labels = tuple(n for n in wanted if predictor.heads[n].kind in {"classes", "multilabel"})
-        if not self.labels:
-            raise ConfigError(
-                "--tta ten-crop averages image labels, and none is wanted; take --tta flip for the others"
-            )
         self.others = len(self.labels) < len(wanted)
         self.predictor, self.options = predictor, settings.options
 
