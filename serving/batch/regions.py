@@ -17,6 +17,9 @@ from serving.batch.failures import too_many_pixels
 
 INSTALL = "pip install 'trifocal[large]'"
 
+LOADERS = ("tiff", "jpeg", "png", "webp", "ppm")
+"""What libvips may open: rarely used formats are where holes are."""
+
 MOST_PIXELS = 20_000_000_000
 """What even tiling refuses: a picture that would take days is a mistake or an attack."""
 
@@ -61,12 +64,15 @@ class OnDisk:
 
         self._name, self._error = name, pyvips.Error
         pyvips.cache_set_max(0)
+        pyvips.block_untrusted_set(True)
         logging.getLogger("pyvips").setLevel(logging.ERROR)
         try:
             if isinstance(source, bytes):
                 image = pyvips.Image.new_from_buffer(source, "", access="random", fail_on="error")
             else:
                 image = pyvips.Image.new_from_file(os.fspath(source), access="random", fail_on="error")
+            if not image.get("vips-loader").startswith(LOADERS):
+                raise ImageError(f"{name}: not an image of a format that is read by tiles ({', '.join(LOADERS)})")
             if image.width * image.height > MOST_PIXELS:
                 raise ImageError(f"{name}: {image.width} x {image.height} is more than {MOST_PIXELS} pixels")
             self._region = pyvips.Region.new(self._rgb(image))

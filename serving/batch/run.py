@@ -256,6 +256,7 @@ class BatchRun:
             journal.put(name, data)
         timing.stages["assemble"] = time.perf_counter() - begun
         if not tally.answered and not tally.failed:
+            journal.clear()
             raise DataError(f"{settings.source} holds no image ({tally.skipped} other files)")
         about = {"source": source.identity, "options": settings.identity(), "engine": engine}
         summary = summary_of(tally, manifest, about, scorer.scores() if scorer else None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import DataError, ImageError
+from pipeline.errors import ConfigError, DataError, ImageError
 from pipeline.imaging.decode import MAX_BYTES
 from serving.batch.names import shown
 
@@ -199,6 +199,7 @@ def open_source(given: str, out: Path) -> Source:
     """The source that `SOURCE` means.
 
     Raises:
+        ConfigError: it lies inside the output folder.
         DataError: it does not exist, or its protocol's package is not installed.
     """
     if "://" in given:
@@ -207,6 +208,8 @@ def open_source(given: str, out: Path) -> Source:
         return RemoteFiles(given)
     path = Path(given)
     if path.is_dir():
+        if path.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(f"{given} lies inside the output folder {out}; name another folder with --out")
         return LocalFiles(path, out)
     if path.is_file():
         return _file_source(path, out)
