@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from itertools import combinations
 from typing import Any, ClassVar
 
 import torch
@@ -152,6 +153,19 @@ def flatten_gradients(grads: Iterable[Tensor | None], parameters: list[nn.Parame
     """One float vector of all gradients, zeros where there is none."""
     pairs = zip(grads, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
+
+
+def gradient_figures(losses: dict[str, Tensor], shared: list[nn.Parameter]) -> dict[str, Tensor]:
+    """Each head's gradient norm on the shared parameters, and the cosine of each pair, by the name they are logged under."""
+    if not shared:
+        return {}
+    grads = {n: torch.autograd.grad(x, shared, retain_graph=True, allow_unused=True) for n, x in losses.items()}
+    flat = {name: flatten_gradients(grad, shared) for name, grad in grads.items()}
+    figures = {f"gradients/{name}/norm": vector.norm() for name, vector in flat.items()}
+    for one, other in combinations(flat, 2):
+        cosine = nn.functional.cosine_similarity(flat[one], flat[other], dim=0)
+        figures[f"gradients/{one}+{other}/cosine"] = cosine
+    return figures
 
 
 BALANCERS: dict[str, type[Balancer]] = {

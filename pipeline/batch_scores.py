@@ -106,10 +106,7 @@ def _table(space: LabelSpace, head: HeadSpec, labels: Path) -> list[int]:
         raise DataError(
             f"{labels}: class {missing[0]!r} is unknown to the model, which knows {', '.join(head.classes)}"
         )
-    table = [head.classes.index(name) for name in space.names]
-    if space.kind == "mask" and table != list(range(len(table))):
-        raise DataError(f"{labels}: the masks number their classes otherwise than the model: {', '.join(head.classes)}")
-    return table
+    return [head.classes.index(name) for name in space.names]
 
 
 def _numbers(file: Path, source: LocalFiles) -> tuple[dict[str, int], dict[str, int]]:

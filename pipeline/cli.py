@@ -98,6 +98,15 @@ def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  
     raise SystemExit(128 + number)
 
 
+ALLOCATOR = {
+    "TRIFOCAL_TUNED": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+
+
 def _tune_process() -> None:
     """Starts the process anew with glibc told to keep large buffers: it would return and fetch them at every step.
 
@@ -107,15 +116,8 @@ def _tune_process() -> None:
         return
     if not sys.argv or not os.path.isfile(sys.argv[0]):  # noqa: PTH113  # pathlib is not imported on the quick path
         return
-    settings = {
-        "TRIFOCAL_TUNED": "1",
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-        "MALLOC_TOP_PAD_": str(1 << 26),
-    }
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})  # noqa: S606  # itself, no shell
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})  # noqa: S606  # itself, no shell
 
 
 if __name__ == "__main__":

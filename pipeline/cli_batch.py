@@ -6,8 +6,9 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from pipeline.arguments import Arguments
 from pipeline.errors import ConfigError, TrifocalError
 from serving.batch.settings import Settings
 
@@ -17,19 +18,13 @@ if TYPE_CHECKING:
     from serving.batch.sources import Source
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """A wrong option as any other mistake; this command's exit code for it is 1, not argparse's 2."""
-        raise ConfigError(f"{message}; `lightning batch-predict --help` tells the options")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """The options of batch-predict."""
-    out = _Parser(
-        prog="lightning batch-predict",
-        description="Answers for every image of a folder, finished exactly once: a killed run goes on where it stopped.",
-        epilog="exit code: 0 all images answered, 3 some could not be (errors.jsonl), 1 it could not run",
+    out = Arguments(
+        "lightning batch-predict",
+        "Answers for every image of a folder, finished exactly once: a killed run goes on where it stopped.",
     )
+    out.epilog = "exit code: 0 all images answered, 3 some could not be (errors.jsonl), 1 it could not run"
     out.add_argument(
         "source", help="a folder, a glob in quotes, a list file, an image, or a URL such as s3://bucket/dir"
     )
@@ -73,7 +68,7 @@ def _share(text: str) -> float:
 
 def settings_from(argv: list[str]) -> Settings:
     """The options as Settings; raises ConfigError."""
-    given = parser().parse_args(argv)
+    given = parser().parse(argv)
     for name, least in (("tile", 0), ("batch", 1), ("workers", 0), ("part", 1)):
         if getattr(given, name) < least:
             raise ConfigError(f"--{name} must be at least {least}, not {getattr(given, name)}")

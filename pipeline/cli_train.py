@@ -24,12 +24,14 @@ from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.callbacks.pictures import Pictures
+from pipeline.callbacks.progress import EpochLines
 from pipeline.callbacks.record import CurvePictures
+from pipeline.callbacks.track import TrackRun
 from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
 from pipeline.errors import CheckpointError, ConfigError, TrifocalError
 from pipeline.hardware import cpu_limit
-from pipeline.tracking import RunLogger, TrackRun, run_of
+from pipeline.tracking import RunLogger, run_of
 from tasks.module import VisionModule
 
 MODULES = (tasks.multitask.ClassificationModule, tasks.multitask.DetectionModule, tasks.multitask.SegmentationModule)
@@ -114,7 +116,14 @@ def run(argv: list[str]) -> TrifocalCLI:
                 auto_configure_optimizers=False,
                 save_config_callback=ConfigToRun,
                 trainer_defaults={
-                    "callbacks": [_restoring(restore), CountFailures(), TrackRun(), Pictures(), CurvePictures()]
+                    "callbacks": [
+                        _restoring(restore),
+                        CountFailures(),
+                        TrackRun(),
+                        Pictures(),
+                        CurvePictures(),
+                        EpochLines(),
+                    ]
                 },
                 seed_everything_default=0,
                 parser_kwargs={"default_env": True, "env_prefix": "TRIFOCAL"},

@@ -1,4 +1,4 @@
-"""The demo: trains, tests and pictures the three-task network on the built-in data, and says what to type next."""
+"""The demo: trains, tests, pictures and exports the three-task network on the built-in data, and says what to type next."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 def main(argv: list[str]) -> int:
     """`lightning demo [--out DIR] [fit options]`: writes pictures and `summary.json`; returns the exit code."""
     from pipeline.cli_train import head_options, run
+    from pipeline.export.register import log_to_run
+    from pipeline.export.run import ExportOptions, export
 
     parser = argparse.ArgumentParser(prog="lightning demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder of pictures and summary")
@@ -28,18 +30,25 @@ def main(argv: list[str]) -> int:
     tested = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)[0]
     given.out.mkdir(parents=True, exist_ok=True)
     picture = draw_predictions(cli.model, cli.datamodule, given.out / "predictions.png")
+    bundle = export(ExportOptions(Path(best), given.out / "bundle"), _quiet)
+    log_to_run(bundle, _quiet)
     summary = {
         "metrics": by_head(tested),
         "run_id": cli.trainer.logger.run_id,
         "seconds": round(time.monotonic() - started, 1),
         "checkpoint": best,
         "pictures": [str(picture)],
+        "bundle": str(bundle.path),
     }
     part = given.out / "summary.json.part"
     part.write_text(json.dumps(summary, indent=1))
     part.replace(given.out / "summary.json")
     sys.stdout.write(describe(summary, cli.trainer.logger.tracking_uri))
     return 0
+
+
+def _quiet(line: str) -> None:
+    """The demo's own lines say enough."""
 
 
 def by_head(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -63,9 +72,11 @@ def describe(summary: dict[str, Any], uri: str) -> str:
     lines += [
         f"Pictures: {', '.join(summary['pictures'])}",
         f"Checkpoint: {summary['checkpoint']}",
+        f"Bundle: {summary['bundle']}",
         f"Run: {summary['run_id']} in {uri}",
         "Next:",
         f"  .venv/bin/mlflow ui --backend-store-uri {uri}",
+        f"  .venv/bin/lightning describe {summary['bundle']}",
         "  .venv/bin/lightning check-data --data.root YOUR_DATA",
         "  .venv/bin/lightning fit --config configs/multitask.yaml --data.root YOUR_DATA",
         "",

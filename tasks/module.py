@@ -7,17 +7,25 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
-from pipeline.balancing import GradientAggregation, build_balancer, flatten_gradients
+from pipeline.balancing import GradientAggregation, build_balancer, gradient_figures
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteLossError
 from pipeline.labels import LabelSpace
 from pipeline.records import Batch
 from tasks.head import HeadMetrics, Losses, labelled
 from tasks.network import build_network, select_heads
-from tasks.optim import align_schedules, build_optimizer, carry_over, parameter_groups, warmup_cosine
+from tasks.optim import (
+    align_schedules,
+    build_optimizer,
+    carry_over,
+    clip_here,
+    parameter_groups,
+    warmup_cosine,
+    weight_penalty,
+)
+from tasks.sync import Means
 
 
 class VisionModule(L.LightningModule):
@@ -91,8 +99,7 @@ class VisionModule(L.LightningModule):
         self.metrics: dict[str, HeadMetrics] = {
             name: head.metrics() for name, head in self.network.named_heads().items()
         }
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._means, self._eval_means = Means(), Means()
         self._head_losses: dict[str, Tensor] = {}
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -127,14 +134,16 @@ class VisionModule(L.LightningModule):
         terms = self._losses(raw, batch)
         self._head_losses = {name: torch.stack(list(parts.values())).sum() for name, parts in terms.items()}
         self._require_finite(self._head_losses, batch)
-        self._measure_gradients(self._head_losses)
+        if self.log_gradients_every and self.global_step % self.log_gradients_every == 0:
+            shared = [p for p in self.network.backbone.stages()[-1].parameters() if p.requires_grad]
+            self.log_dict(gradient_figures(self._head_losses, shared), on_step=False, on_epoch=True)
         loss = self.balancer.combine(self._head_losses) if terms else batch.images.new_zeros((), dtype=torch.float32)
-        loss = loss + self._penalty() + self._touch(raw, set(terms))
-        self._account("loss", loss)
+        loss = loss + weight_penalty(self.network, self.l1, self.l2) + self._touch(raw, set(terms))
+        self._means.add("loss", loss)
         for name, parts in terms.items():
-            self._account(f"{name}/loss", self._head_losses[name])
+            self._means.add(f"{name}/loss", self._head_losses[name])
             for part, value in parts.items():
-                self._account(f"{name}/{part}", value)
+                self._means.add(f"{name}/{part}", value)
         self.log("train/loss_step", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
         return loss
 
@@ -168,14 +177,6 @@ class VisionModule(L.LightningModule):
             f" batch files: {', '.join(batch.names)}. Lower model.lr, or set trainer.gradient_clip_val"
         )
 
-    def _penalty(self) -> Tensor | float:
-        if self.l1 == 0 and self.l2 == 0:
-            return 0.0
-        weights = [p for p in self.network.parameters() if p.ndim > 1 and p.requires_grad]
-        one = torch.stack([w.abs().sum() for w in weights]).sum() if self.l1 else 0.0
-        two = torch.stack([w.square().sum() for w in weights]).sum() if self.l2 else 0.0
-        return self.l1 * one + self.l2 * two
-
     def _touch(self, raw: dict[str, Any], used: set[str]) -> Tensor | float:
         """Zero that depends on the unlabelled heads: under several processes each weight must get a gradient."""
         if self.trainer.world_size == 1 and used:
@@ -183,37 +184,15 @@ class VisionModule(L.LightningModule):
         unused = [tensor for name in raw if name not in used for tensor in _tensors(raw[name])]
         return torch.stack([tensor.float().mean() * 0 for tensor in unused]).sum() if unused else 0.0
 
-    def _measure_gradients(self, losses: dict[str, Tensor]) -> None:
-        """Logs each head's gradient norm on the backbone's last stage, and the cosine of each pair."""
-        if not self.log_gradients_every or self.global_step % self.log_gradients_every or not losses:
-            return
-        shared = [p for p in self.network.backbone.stages()[-1].parameters() if p.requires_grad]
-        if not shared:
-            return
-        grads = {n: torch.autograd.grad(x, shared, retain_graph=True, allow_unused=True) for n, x in losses.items()}
-        flat = {name: flatten_gradients(grad, shared) for name, grad in grads.items()}
-        names = list(flat)
-        norms = {f"gradients/{name}/norm": vector.norm() for name, vector in flat.items()}
-        self.log_dict(norms, on_step=False, on_epoch=True)
-        for i, one in enumerate(names):
-            for other in names[i + 1 :]:
-                cosine = nn.functional.cosine_similarity(flat[one], flat[other], dim=0)
-                self.log(f"gradients/{one}+{other}/cosine", cosine, on_step=False, on_epoch=True)
-
-    def _account(self, name: str, value: Tensor) -> None:
-        value = value.detach()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._counts[name] = self._counts.get(name, 0) + 1
-
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean losses and the heads' weights."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self.log_dict({f"train/{name}": value for name, value in means.items()}, sync_dist=self.trainer.world_size > 1)
-        heads = {n: float(means[f"{n}/loss"]) for n in self.network.heads if f"{n}/loss" in means}
+        means = self._means.all()
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
+        heads = {n: means[f"{n}/loss"] for n in self.network.heads if f"{n}/loss" in means}
         self.balancer.end_epoch(heads)
         weights = self.balancer.weights({name: torch.zeros((), device=self.device) for name in self.network.heads})
         self.log_dict({f"weight/{name}": value.detach() for name, value in weights.items()})
-        self._sums, self._counts = {}, {}
+        self._means.reset()
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -221,9 +200,7 @@ class VisionModule(L.LightningModule):
         raw = self(batch.images)
         predictions = self.network.decode(raw)
         for name, terms in self._losses(raw, batch).items():
-            total = torch.stack(list(terms.values())).sum()
-            sync = self.trainer.world_size > 1
-            self.log(f"{stage}/{name}/loss", total, on_epoch=True, batch_size=len(batch), sync_dist=sync)
+            self._eval_means.add(f"{stage}/{name}/loss", torch.stack(list(terms.values())).sum(), len(batch))
         for name, metrics in self.metrics.items():
             if name in batch.targets:
                 metrics.update(predictions[name], batch.targets[name], batch.frames)
@@ -231,6 +208,7 @@ class VisionModule(L.LightningModule):
 
     def _report(self, stage: str) -> None:
         scores = []
+        self.log_dict(self._eval_means.all())
         for name, metrics in self.metrics.items():
             values = metrics.compute()
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items() if not math.isnan(value)})
@@ -240,6 +218,7 @@ class VisionModule(L.LightningModule):
         self.log(f"{stage}/score", sum(scores) / len(scores) if scores else 0.0, prog_bar=True)
 
     def _forget(self) -> None:
+        self._eval_means.reset()
         for metrics in self.metrics.values():
             metrics.reset()
 
@@ -274,16 +253,9 @@ class VisionModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clips as the trainer asks; Lightning itself would refuse a fused optimiser under bfloat16, which needs no scaler."""
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            if str(gradient_clip_algorithm or "norm").endswith("value"):
-                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-            return
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips as the trainer asks, also where Lightning itself would refuse."""
+        if gradient_clip_val and not clip_here(self.trainer, optimizer, gradient_clip_val, gradient_clip_algorithm):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # --- optimiser and checkpoint -------------------------------------------------------------------------------
 

@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import nn, optim
+import lightning as L
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn, optim
 
 from pipeline.errors import CheckpointError
 
@@ -103,3 +107,34 @@ def carry_over(checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
     for state in checkpoint.get("lr_schedulers", []):
         if "base_lrs" in state:
             state["base_lrs"] = [group["initial_lr"] for group in groups]
+
+
+def weight_penalty(network: nn.Module, l1: float, l2: float) -> Tensor | float:
+    """l1 * sum |w| + l2 * sum w^2 over trained weights of two or more dimensions; 0 where both factors are."""
+    if l1 == 0 and l2 == 0:
+        return 0.0
+    weights = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
+    one = torch.stack([w.abs().sum() for w in weights]).sum() if l1 else 0.0
+    two = torch.stack([w.square().sum() for w in weights]).sum() if l2 else 0.0
+    return l1 * one + l2 * two
+
+
+def clip_here(trainer: L.Trainer, optimizer: optim.Optimizer, limit: float, algorithm: Any) -> bool:
+    """Clips gradients where Lightning would refuse; False where it can do it itself.
+
+    It refuses a fused optimiser under bfloat16, which needs no scaler, and any clipping by norm of sharded weights.
+    """
+    by_value = str(algorithm or "norm").endswith("value")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if isinstance(trainer.strategy, FSDPStrategy) and not by_value:
+        sharded: Any = trainer.strategy.model
+        sharded.clip_grad_norm_(limit)  # over the shards of all processes
+        return True
+    plugin = trainer.precision_plugin
+    if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
+        return False
+    if by_value:
+        nn.utils.clip_grad_value_(parameters, limit)
+    else:
+        nn.utils.clip_grad_norm_(parameters, limit)
+    return True

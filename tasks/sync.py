@@ -32,6 +32,31 @@ class Gathered:
         return [torch.cat([part[i] for part in parts]) if parts else torch.zeros(0) for i in range(len(self.columns))]
 
 
+class Means:
+    """Weighted means by name, over all processes; a name may be missing in some of them, which Lightning's own sync would wait for."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """One scalar; stays where it was computed, so that nothing waits for the device."""
+        value = value.detach() * weight
+        self.totals[name] = self.totals[name] + value if name in self.totals else value
+        self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def reset(self) -> None:
+        """Forgets every value."""
+        self.totals, self.weights = {}, {}
+
+    def all(self) -> dict[str, float]:
+        """Each name's mean, names in sorted order. Every process must call it."""
+        rows = gather([(name, float(total), self.weights[name]) for name, total in self.totals.items()])
+        names = sorted({name for name, _, _ in rows})
+        parts = {name: [(total, weight) for n, total, weight in rows if n == name] for name in names}
+        return {name: sum(t for t, _ in part) / sum(w for _, w in part) for name, part in parts.items()}
+
+
 def gather(rows: list[T]) -> list[T]:
     """The lists of all processes, joined in rank order; the list itself in a single process."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # test processes run side by side; threads that spin would stop each other
 os.environ.setdefault("TRIFOCAL_TUNED", "1")  # the command would start the test process anew
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -1,8 +1,10 @@
-"""Backbones by name: any segmentation-models-pytorch encoder (so any timm model) and torchvision's, as feature maps."""
+"""Backbones by name: our own, any segmentation-models-pytorch encoder (so any timm model) and torchvision's, as maps."""
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,11 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, ConfigError, nearest
 
 STRIDES = (2, 4, 8, 16, 32)
+
+OWN = ("pipeline.backbones.light",)
+"""Modules of our own backbones; each registers its names."""
+
+_BUILDERS: dict[str, Callable[[int], Backbone]] = {}
 
 
 class Backbone(nn.Module):
@@ -42,11 +49,21 @@ class Backbone(nn.Module):
         return [self.body.get_submodule(name) for name in self.stage_names]
 
 
+def register_backbone(name: str) -> Callable[[Callable[[int], Backbone]], Callable[[int], Backbone]]:
+    """Makes a function of the image's channels reachable as backbone `name`."""
+
+    def enter(build: Callable[[int], Backbone]) -> Callable[[int], Backbone]:
+        _BUILDERS[name] = build
+        return build
+
+    return enter
+
+
 def build_backbone(name: str, in_channels: int = 3, weights: str | None = None) -> Backbone:
     """A backbone from its name.
 
     Args:
-        name: an smp encoder (`resnet18`, `mobilenet_v2`, `tu-<any timm model>`), or `torchvision/<model>`.
+        name: one of ours (`light`), an smp encoder (`resnet18`, `mobilenet_v2`, `tu-<any timm model>`), or `torchvision/<model>`.
         in_channels: channels of the image, 1 or more.
         weights: None for random, a local file (`.safetensors`, or a state dict read without unpickling code), or
             the hub's name of a weight set (`imagenet`), which downloads.
@@ -57,7 +74,13 @@ def build_backbone(name: str, in_channels: int = 3, weights: str | None = None) 
     """
     local = weights is not None and (Path(weights).suffix in {".safetensors", ".pt", ".pth", ".ckpt"})
     hub = None if local else weights
-    if name.startswith("torchvision/"):
+    for module in OWN:
+        importlib.import_module(module)
+    if name in _BUILDERS:
+        if hub is not None:
+            raise ConfigError(f"backbone {name!r} has no weights {hub!r} on the hub; give a local file, or none")
+        backbone = _BUILDERS[name](in_channels)
+    elif name.startswith("torchvision/"):
         backbone = _from_torchvision(name.removeprefix("torchvision/"), in_channels, hub)
     else:
         backbone = _from_smp(name, in_channels, hub)
@@ -70,7 +93,7 @@ def _from_smp(name: str, in_channels: int, weights: str | None) -> Backbone:
     from segmentation_models_pytorch.encoders import encoders, get_encoder
 
     if not name.startswith("tu-") and name not in encoders:
-        raise ConfigError(f"unknown backbone {name!r}{_near_backbone(name, list(encoders))}")
+        raise ConfigError(f"unknown backbone {name!r}{_near_backbone(name, [*encoders, *_BUILDERS])}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -85,7 +108,7 @@ def _near_backbone(name: str, known: list[str]) -> str:
     hint = nearest(name, known)
     if "did you mean" in hint:
         return hint
-    return "; known: segmentation-models-pytorch's encoders, 'tu-<timm model>' and 'torchvision/<model>'"
+    return "; known: 'light', segmentation-models-pytorch's encoders, 'tu-<timm model>' and 'torchvision/<model>'"
 
 
 def _from_torchvision(name: str, in_channels: int, weights: str | None) -> Backbone:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
+from pipeline.arguments import Arguments
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source
 from pipeline.data.formats.files import images_under
 from pipeline.data.look import Look, look_at
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.records import Boxes, Record
+
+_PIPED_WIDTH = 240
 
 
 @dataclass
@@ -25,6 +30,7 @@ class Report:
     """What was found.
 
     Attributes:
+        root: the data set's folder; names in the table are relative to it.
         format: the readers that fit, joined by `+`; empty where the labels cannot be read at all.
         images: labelled images.
         splits: images per split; `unsplit` where the data set does not say.
@@ -33,6 +39,7 @@ class Report:
         problems: everything wrong.
     """
 
+    root: str
     format: str
     images: int = 0
     splits: dict[str, int] = field(default_factory=dict)
@@ -63,21 +70,21 @@ def check_data(root: Path, format: str = "auto", workers: int | None = None) -> 
     try:
         source = read_source(root, format)
     except DataError as error:
-        return Report("", problems=[Problem("error", "unusable data set", str(root), str(error))])
+        return Report(str(root), "", problems=[Problem("error", "unusable data set", str(root), str(error))])
     problems = list(source.problems)
     sizes: dict[tuple[int, int], list[tuple[Record, Look]]] = {}
-    twins: dict[str, list[Record]] = {}
+    twins: dict[str, dict[str, Record]] = {}  # by digest and name: one file in two splits is told by its reader
     occurs: dict[str, Counter[int]] = {name: Counter() for name in source.spaces}
     for record, look in zip(source.records, look_at(source.records, workers), strict=True):
         problems += look.problems
         if look.size is None:
             continue
         sizes.setdefault(look.size, []).append((record, look))
-        twins.setdefault(look.digest, []).append(record)
+        twins.setdefault(look.digest, {}).setdefault(record.image.name, record)
         for name, present in look.classes.items():
             occurs[name].update(present)
     for records in twins.values():
-        problems += _duplicates(records)
+        problems += _duplicates(list(records.values()))
     problems += _unlabelled(root, source) + _odd_sizes(sizes)
     counts = {name: _count(source, name, occurs[name]) for name in source.spaces}
     for name, table in counts.items():
@@ -85,7 +92,7 @@ def check_data(root: Path, format: str = "auto", workers: int | None = None) -> 
     splits = Counter(record.split or "unsplit" for record in source.records)
     most = sorted(((len(found), size) for size, found in sizes.items()), reverse=True)[:10]
     common = {f"{width}x{height}": number for number, (height, width) in most}
-    return Report(source.format, len(source.records), dict(splits), counts, common, problems)
+    return Report(str(root), source.format, len(source.records), dict(splits), counts, common, problems)
 
 
 def _duplicates(twins: list[Record]) -> list[Problem]:
@@ -149,13 +156,18 @@ def _imbalance(name: str, table: dict[str, int]) -> list[Problem]:
     ]
     positive = [value for value in table.values() if value]
     if positive and max(positive) > 10 * min(positive):
-        message = f"the largest class has {max(positive)} labels, the smallest {min(positive)}; consider class_weights"
+        most, least = (
+            max(table, key=lambda key: table[key]),
+            min((k for k in table if table[k]), key=lambda k: table[k]),
+        )
+        message = f"{most!r} has {table[most]} labels, {least!r} only {table[least]}; consider class_weights"
         found.append(Problem("info", "imbalance", name, message))
     return found
 
 
 def print_report(report: Report, console: Console) -> None:
     """A readable table; no more than ten problems of a kind, and how many more there are."""
+    console.print(f"Data: {_plain(report.root)}", soft_wrap=True)
     if report.format:
         splits = ", ".join(f"{name} {number}" for name, number in sorted(report.splits.items()))
         console.print(f"Format: {report.format}; {report.images} images ({splits})")
@@ -165,13 +177,18 @@ def print_report(report: Report, console: Console) -> None:
     if not report.problems:
         console.print("No problems.")
         return
-    listing = Table("severity", "kind", "where", "what")
+    # A name that is cut short, as tables do by default, names nothing.
+    listing = Table("severity", "kind", Column("where", overflow="fold"), Column("what", overflow="fold"))
     kinds = Counter(problem.kind for problem in report.problems)
     shown: Counter[str] = Counter()
     for problem in sorted(report.problems, key=lambda p: ("error", "warning", "info").index(p.severity)):
         shown[problem.kind] += 1
         if shown[problem.kind] <= 10:
-            listing.add_row(problem.severity, problem.kind, _plain(problem.where), _plain(problem.message))
+            # Paths within the folder; what concerns the folder itself keeps its own, which may be the remedy.
+            inside = f"{report.root}/" if report.format else ""
+            message = problem.message.removeprefix(f"{problem.where}: ")
+            where, message = (text.replace(inside, "") if inside else text for text in (problem.where, message))
+            listing.add_row(problem.severity, problem.kind, _plain(where), _plain(message))
     console.print(listing)
     for kind, number in kinds.items():
         if number > 10:
@@ -181,20 +198,26 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _plain(text: str) -> str:
-    """File names hold brackets, which the table would take for its mark-up."""
-    return text.replace("[", "\\[")
+    """File names hold brackets, which the table would take for its mark-up, and bytes that are no text."""
+    return escape(text.encode("utf-8", "backslashreplace").decode())
 
 
 def main(argv: list[str]) -> int:
     """The command; exit code 1 when there are errors."""
-    parser = argparse.ArgumentParser(prog="lightning check-data", description=__doc__)
+    parser = Arguments("lightning check-data", __doc__)
     parser.add_argument("--data.root", dest="root", type=Path, required=True, help="the data set's folder")
     parser.add_argument("--data.format", dest="format", default="auto", help="readers joined by +, or auto")
     parser.add_argument("--json", type=Path, help="also write the report here")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
+    # Oddities that Pillow reads all the same; what it cannot read stands in the report.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     report = check_data(given.root, given.format)
-    print_report(report, Console())
+    # In a file or a pipe, lines are as long as they must be, so that names can be searched for.
+    print_report(report, Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH))
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(report.to_dict(), indent=1))
+        try:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(report.to_dict(), indent=1))
+        except OSError as error:
+            raise ConfigError(f"--json {given.json}: {error.strerror or error}") from error
     return 1 if report.errors else 0

@@ -1,4 +1,4 @@
-"""From Records to Samples: read, cache, augment or letterbox; an unreadable image is replaced and told."""
+"""From Records to Samples: read, cache, augment or letterbox; an unreadable image or mask is replaced and told."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.data.cache import ImageCache
 from pipeline.data.mix import Mixing, cutmix, mixup
 from pipeline.data.mosaic import mosaic
 from pipeline.data.sampling import Key
-from pipeline.errors import DataError, ImageError
+from pipeline.errors import DataError
 from pipeline.imaging.geometry import FILL, Letterbox
 from pipeline.imaging.letterbox import letterbox_image, place
 from pipeline.labels import IGNORE_INDEX, LabelSpace
@@ -65,7 +65,7 @@ class RecordDataset(Dataset[Sample]):
             at = index if attempt == 0 else int(rng.integers(len(self.records)))
             try:
                 sample = self._sample(at, epoch, rng)
-            except ImageError as error:
+            except DataError as error:  # an image, or its mask
                 failures.append(str(error))
                 if self.view is None:
                     return self._blank(at, failures)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.data.formats.base import DROPPED, Problem
 from pipeline.errors import DataError, ImageError
 from pipeline.imaging.decode import image_size
+from pipeline.imaging.masks import ColourMask, IndexMask
 from pipeline.labels import LabelSpace
 from pipeline.records import FileImage, Record
 
@@ -17,20 +18,38 @@ _BEARABLE = 0.1
 
 
 def size_problems(records: list[Record]) -> list[Problem]:
-    """Images whose header gives another size than their labels: boxes would lie elsewhere. Unreadable ones are passed."""
-    stated = [record for record in records if record.size is not None and isinstance(record.image, FileImage)]
+    """Images whose header gives another size than their labels or masks have: those would lie elsewhere.
+
+    Unreadable images are passed.
+    """
+    stated = [record for record in records if isinstance(record.image, FileImage) and (record.size or _masks(record))]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(_size_problem, stated))
-    return [problem for problem in found if problem is not None]
+        return [problem for found in pool.map(_size_problems, stated) for problem in found]
 
 
-def _size_problem(record: Record) -> Problem | None:
+def _masks(record: Record) -> list[Path]:
+    return [label.path for label in record.labels.values() if isinstance(label, (IndexMask, ColourMask))]
+
+
+def _size_problems(record: Record) -> list[Problem]:
     assert isinstance(record.image, FileImage)
     try:
         size = image_size(record.image.path)
     except ImageError:
-        return None  # training replaces it, counts it and names it
-    return size_problem(record, size)
+        return []  # training replaces it, counts it and names it
+    found = [_mask_problem(record.image.name, mask, size) for mask in _masks(record)]
+    return [problem for problem in (size_problem(record, size), *found) if problem is not None]
+
+
+def _mask_problem(name: str, mask: Path, size: tuple[int, int]) -> Problem | None:
+    try:
+        height, width = image_size(mask)
+    except ImageError as error:
+        return Problem("error", "bad mask", name, f"mask {error}")
+    if (height, width) == size:
+        return None
+    message = f"mask {mask} is {width} x {height} pixels, its image {size[1]} x {size[0]}"
+    return Problem("error", "bad mask", name, message)
 
 
 def size_problem(record: Record, size: tuple[int, int], orientation: int = 1) -> Problem | None:
@@ -58,15 +77,24 @@ def refuse(problems: list[Problem], images: int) -> None:
         )
 
 
-def refuse_unlearnable(spaces: dict[str, LabelSpace]) -> None:
-    """Raises DataError for a label field of one class, or without a single label in the training split."""
+def refuse_unlearnable(spaces: dict[str, LabelSpace], train: list[Record]) -> None:
+    """Raises DataError for no training images, a label field of one class, or one that they do not label or tell apart."""
+    if not train:
+        raise DataError("the data has no training images; check data.split, or the data set's own split files")
     for name, space in spaces.items():
-        if space.kind == "classes" and len(space.names) < 2:
+        if space.kind in {"classes", "mask"} and len(space.names) < 2:
             only = repr(space.names[0]) if space.names else "none"
             raise DataError(f"label field {name!r} has only one class ({only}): there is nothing to tell apart")
-        if space.kind in {"classes", "boxes", "multilabel"} and not any(space.counts):
+        learnt = [kind for kind, number in zip(space.names, space.counts, strict=True) if number]
+        unlabelled = not learnt if space.kind != "mask" else not any(name in record.labels for record in train)
+        if unlabelled:
             raise DataError(
                 f"label field {name!r} has no label in the training split; check data.split, or `lightning check-data`"
+            )
+        if space.kind == "classes" and len(learnt) < 2:
+            raise DataError(
+                f"label field {name!r} has only one class ({learnt[0]!r}) in the training split, though the data set"
+                f" knows {len(space.names)}; check its split, or data.split"
             )
 
 

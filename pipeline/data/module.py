@@ -104,6 +104,9 @@ class VisionData(L.LightningDataModule):
             raise ConfigError(f"data.size must be multiples of 32, not {list(self.size)}")
         if root is not None and sources:
             raise ConfigError("give data.root or data.sources, not both")
+        for number, source in enumerate(sources or []):
+            if not 0 < source.weight < float("inf"):
+                raise ConfigError(f"data.sources[{number}].weight must be a number above 0, not {source.weight}")
         self.sources = sources or ([Source(root, format)] if root is not None else [])
         self.shapes, self.fractions = shapes, split
         self.batch_size, self.workers, self.cache_gb, self.seed = batch_size, workers, cache_gb, seed
@@ -136,8 +139,12 @@ class VisionData(L.LightningDataModule):
 
     @property
     def label_spaces(self) -> dict[str, dict[str, Any]]:
-        """Label fields as plain values, with the training split's counts; reads the labels at first use."""
-        self._read()
+        """Label fields as plain values, with the training split's counts; reads the labels at first use.
+
+        Raises DataError where nothing can be learnt from them.
+        """
+        train = self._read()["train"]
+        refuse_unlearnable(self._spaces, train)
         return {name: space.to_dict() for name, space in self._spaces.items()}
 
     def records(self, split: str) -> list[Record]:
@@ -159,10 +166,7 @@ class VisionData(L.LightningDataModule):
         for part in records:
             for name, members in split_records(part, self.fractions, self.seed).items():
                 splits[name] += members
-        if not splits["train"]:
-            raise DataError("the data has no training images; check data.split, or the data set's own split files")
         self._spaces = {name: space.with_counts(count(name, space, splits["train"])) for name, space in spaces.items()}
-        refuse_unlearnable(self._spaces)
         self._splits = splits
         return splits
 
@@ -177,11 +181,9 @@ class VisionData(L.LightningDataModule):
         if not shared:
             raise DataError(f"no label field of the data ({', '.join(self._spaces)}) is a head's ({', '.join(spaces)})")
         tables = {n: [spaces[n].index(c) for c in space.names] for n, space in shared.items()}
-        for name, table in tables.items():
+        for name in tables:
             if spaces[name].kind != shared[name].kind:
                 raise DataError(f"field {name!r} holds {shared[name].kind}, its head answers {spaces[name].kind}")
-            if spaces[name].kind == "mask" and table != list(range(len(table))):
-                raise DataError(f"the masks of field {name!r} number their classes otherwise than its head")
         self._splits = {k: [renumber(record.only(shared), {}, tables) for record in v] for k, v in splits.items()}
         self._spaces = {name: spaces[name] for name in shared}
 

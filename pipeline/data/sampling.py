@@ -16,7 +16,8 @@ class TrainBatches(Sampler[list[Key]]):
 
     Args:
         sources: of each image, the number of its source.
-        weights: of each source; an epoch draws from the sources in these proportions (equal to their sizes = once each).
+        weights: of each source, above 0; every batch holds the sources in these proportions, to within an image or two.
+            A source without training images is passed over. None takes every image once.
         batch_size: images a batch, per process.
         seed: decides the order, with the epoch.
         rank, world: this process among how many.
@@ -41,10 +42,19 @@ class TrainBatches(Sampler[list[Key]]):
         total = len(self.sources)
         if self.weights is None:
             return [int(i) for i in rng.permutation(total)]
-        share = np.asarray(self.weights) / sum(self.weights)
-        picked = rng.choice(len(share), size=total, p=share)
+        held = np.bincount(self.sources, minlength=len(self.weights)) > 0
+        share = np.asarray(self.weights) * held
+        share = share / share.sum()
         queues = [self._endless(number, rng) for number in range(len(share))]
-        return [next(queues[number]) for number in picked]
+        # Each next image is of the source furthest behind its share, so every batch holds the mix, not the epoch alone.
+        owed = rng.uniform(size=len(share)) * held
+        out = []
+        for _ in range(total):
+            owed += share
+            number = int(np.argmax(np.where(held, owed, -np.inf)))
+            owed[number] -= 1
+            out.append(next(queues[number]))
+        return out
 
     def _endless(self, number: int, rng: np.random.Generator) -> Iterator[int]:
         members = np.nonzero(self.sources == number)[0]

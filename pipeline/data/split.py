@@ -61,7 +61,8 @@ def _draw(records: list[Record], shares: dict[str, float], seed: int) -> Splits:
         strata.setdefault(stratum(members[0]), []).append(members)
     out: Splits = {name: [] for name in shares}
     for key in sorted(strata):
-        for at in rng.permutation(len(strata[key])):
+        # Large groups first: singles can still make up for them.
+        for at in sorted(rng.permutation(len(strata[key])), key=lambda at: -len(strata[key][int(at)])):
             members = strata[key][int(at)]
             # To the split that is furthest behind its share.
             total = sum(map(len, out.values())) + len(members)

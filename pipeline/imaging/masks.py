@@ -21,11 +21,16 @@ def _read_plane(path: Path, colours: bool) -> NDArray[np.uint8]:
     try:
         with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF")) as image:
             image.load()
+            if image.mode.startswith("I") or image.mode == "F":
+                # Converting would clip every value above 255 to 255.
+                raise DataError(
+                    f"mask {path}: mode {image.mode}, 16 bits or more a pixel; save class indices as 8 bits"
+                )
             plane = (
                 image.convert("RGB") if colours else (image if image.mode in {"L", "P", "1"} else image.convert("L"))
             )
             return np.asarray(plane, np.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"mask {path}: {error}") from error
 
 

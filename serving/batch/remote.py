@@ -59,7 +59,13 @@ class RemoteFiles:
         return None
 
     def entries(self) -> Iterator[Entry]:
-        """Every object, folder by folder."""
+        """Every object, folder by folder; raises DataError where listing fails."""
+        try:
+            yield from self._listed()
+        except Exception as error:  # each protocol has exceptions of its own
+            raise DataError(f"{self.url}: cannot be listed: {type(error).__name__}: {error}") from error
+
+    def _listed(self) -> Iterator[Entry]:
         if self._pattern:
             for path, info in self._files.glob(self._pattern, detail=True).items():
                 if info["type"] == "file":

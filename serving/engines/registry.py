@@ -17,9 +17,11 @@ ENGINES = ("onnxruntime", "openvino", "torchscript")
 
 def engine_module(name: str) -> Any:
     """The module of an engine; raises EngineError for an unknown name."""
-    if name not in ENGINES:
-        raise EngineError(f"unknown engine {name!r}{nearest(name, ENGINES)}")
-    return importlib.import_module(f"serving.engines.{name}")
+    if name in ENGINES:
+        return importlib.import_module(f"serving.engines.{name}")
+    meant = [f"{engine}:{name}" for engine in ENGINES if name in engine_module(engine).VARIANTS]
+    hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else nearest(name, ENGINES)
+    raise EngineError(f"unknown engine {name!r}{hint}")
 
 
 def split_spec(spec: str) -> tuple[str, str]:

@@ -48,6 +48,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     done = lightning("fit", *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "stdout").write_text(done.stdout)
     return folder
 
 
@@ -67,6 +68,12 @@ def test_help_is_quick_and_lists_every_command(tmp_path):
     )
     assert "torch" not in imports.stderr
     assert seconds < 5  # the goal is 0.5 s; a busy machine may not fail the suite
+
+
+def test_a_log_has_a_line_for_every_epoch(trained):
+    lines = [line for line in (trained / "stdout").read_text().splitlines() if line.startswith("epoch ")]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert all(word in lines[0] for word in ("loss ", "score ", "images/s", "left"))
 
 
 def test_a_run_holds_what_repeats_it(trained, tmp_path):

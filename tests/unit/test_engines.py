@@ -69,7 +69,9 @@ def test_engines_that_cannot_run_say_what_to_do(bundle, monkeypatch):
     cases = {
         "onnxruntime:int8": "export it with --int8",
         "torchscript": "export it without --no-torchscript",
-        "tensorrt": "unknown engine 'tensorrt'; known: onnxruntime, openvino, torchscript",
+        "tensorrt": r"unknown engine 'tensorrt'; did you mean 'onnxruntime:tensorrt'\?",
+        "openvyno": r"unknown engine 'openvyno'; did you mean 'openvino'\?",
+        "xyz": "unknown engine 'xyz'; known: onnxruntime, openvino, torchscript",
     }
     for spec, message in cases.items():
         with pytest.raises(EngineError, match=message):

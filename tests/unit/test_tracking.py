@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.callbacks.checkpoints import Checkpoints
-from pipeline.tracking import RunLogger, TrackRun, run_of
+from pipeline.callbacks.track import TrackRun
+from pipeline.tracking import RunLogger, run_of
 from tests.unit.toy import Toy, datamodule_stub, trainer
 
 

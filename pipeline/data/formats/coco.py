@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.boxes import safe_boxes
-from pipeline.data.formats.files import SPLITS, Pictures, read_json, split_in_name
+from pipeline.data.formats.coco_shapes import corners, wrong_shape
+from pipeline.data.formats.files import SPLITS, Pictures, header_size, read_json, split_in_name
 from pipeline.errors import DataError
 from pipeline.imaging.masks import ShapeMask
 from pipeline.labels import LabelSpace
@@ -75,24 +76,40 @@ def _read_file(file: Path, split: str | None, reading: _Reading) -> None:
         reading.problems.append(Problem("info", "no labels", str(file), "no categories or annotations in it: left out"))
         return
     index = _class_indices(categories, file, reading.names)
+    _refuse_double_ids(entries, file)
     rows: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for number, row in enumerate(annotations):
         rows.setdefault(str(row.get("image_id")), []).append((number, row))
+    near, records = _near(file, reading.root, split), list[Record]()
     for number, entry in enumerate(entries):
         place = f"{file}: images[{number}]"
         if not isinstance(entry.get("file_name"), str) or "id" not in entry:
             raise DataError(f"{place} has no `file_name` or no `id`")
         mine = rows.pop(str(entry["id"]), [])
-        path = reading.pictures.find(entry["file_name"], _near(file, reading.root, split), split)
-        if path is None:
-            message = f"{entry['file_name']} is not in the folder: left out"
-            reading.problems.append(Problem("error", "label without image", place, message))
-            continue
-        reading.records.append(_record(path, entry, mine, index, split, file, reading.problems))
+        path = reading.pictures.named(entry["file_name"], place, reading.problems, near, split)
+        if path is not None:
+            records.append(_record(path, entry, mine, index, split, file, reading.problems))
+    if not any(_painted(record) for record in records):
+        # No outline in the whole file: it labels boxes alone.
+        records = [record.only({"boxes"}) for record in records]
+    reading.records += records
     if rows:
         extra = sum(map(len, rows.values()))
         message = f"{extra} annotations of images that are not listed: left out"
         reading.problems.append(Problem("warning", "label of no image", str(file), message))
+
+
+def _painted(record: Record) -> bool:
+    mask = record.labels.get("mask")
+    return isinstance(mask, ShapeMask) and bool(mask.shapes)
+
+
+def _refuse_double_ids(entries: list[dict[str, Any]], file: Path) -> None:
+    """Raises DataError where two images have one id: whose the annotations are cannot be known."""
+    first: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        if (known := first.setdefault(str(entry.get("id")), number)) != number and "id" in entry:
+            raise DataError(f"{file}: images[{known}] and images[{number}] have the same `id` {entry['id']!r}")
 
 
 def _near(file: Path, root: Path, split: str | None) -> list[Path]:
@@ -141,7 +158,7 @@ def _record(
     file: Path,
     problems: list[Problem],
 ) -> Record:
-    size = _size(entry)
+    size = _size(entry) or header_size(path)
     xyxy, classes, crowd, places = [], [], [], []
     shapes: list[tuple[int, Any]] = []
     for number, row in rows:
@@ -152,22 +169,26 @@ def _record(
             problems.append(Problem("error", "unknown class", place, message))
             continue
         shape = row.get("segmentation") or None
-        if shape is not None and (wrong := _wrong_shape(shape, size)):
+        if shape is not None and (wrong := wrong_shape(shape, size)):
             problems.append(Problem("error", "broken label", place, f"segmentation of {path.name}: {wrong}"))
             continue
-        corners = _corners(row.get("bbox"), shape)
-        if corners is None:
+        box = corners(row.get("bbox"), shape)
+        if box is None:
             problems.append(Problem("error", "broken label", place, f"bbox {row.get('bbox')!r} is not four numbers"))
             continue
-        xyxy.append(corners)
+        xyxy.append(box)
         classes.append(kind)
         crowd.append(bool(row.get("iscrowd", 0)))
         places.append(place)
         if shape is not None:
             shapes.append((kind + 1, shape))
     labels: dict[str, FieldLabel] = {"boxes": safe_boxes(xyxy, classes, size, places, problems, crowd)}
-    if shapes:
+    if len(shapes) == len(xyxy):
         labels["mask"] = ShapeMask(tuple(shapes))
+    elif shapes:
+        # The others would be painted as background.
+        message = f"{len(xyxy) - len(shapes)} of {len(xyxy)} objects of {path.name} have no segmentation: no mask of it"
+        problems.append(Problem("warning", "incomplete mask", f"{file}: {entry['file_name']}", message))
     return Record(FileImage(path), labels, split, None, size)
 
 
@@ -177,35 +198,3 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return (height, width) if height > 0 and width > 0 else None
-
-
-def _corners(box: Any, shape: Any) -> list[float] | None:
-    """A box x, y, width, height as xyxy; from the polygons where there is none; None where it is broken."""
-    if not box and isinstance(shape, list):
-        xs, ys = [v for ring in shape for v in ring[0::2]], [v for ring in shape for v in ring[1::2]]
-        return [min(xs), min(ys), max(xs), max(ys)]
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return None
-    x, y, width, height = map(float, box)
-    return [x, y, x + width, y + height]
-
-
-def _wrong_shape(shape: Any, size: tuple[int, int] | None) -> str | None:
-    """What is wrong with polygons or an RLE, None when nothing is."""
-    if isinstance(shape, dict):
-        if not isinstance(shape.get("counts"), (str, list)) or not isinstance(shape.get("size"), list):
-            return "an RLE needs `size` and `counts`"
-        if size is not None and tuple(shape["size"]) != size:
-            return f"an RLE of {shape['size']}, but the image is {list(size)} (height, width)"
-        if isinstance(shape["counts"], list) and sum(shape["counts"]) != shape["size"][0] * shape["size"][1]:
-            return "the run lengths do not add up to the image"
-        return None
-    if not isinstance(shape, list) or not all(isinstance(ring, list) for ring in shape):
-        return "neither a list of polygons nor an RLE"
-    if any(len(ring) < 6 or len(ring) % 2 or not all(map(_is_number, ring)) for ring in shape):
-        return "a polygon needs three or more points x, y"
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

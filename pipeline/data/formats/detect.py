@@ -11,7 +11,7 @@ from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.coco import find_coco, read_coco
 from pipeline.data.formats.folders import class_folders, read_folders
 from pipeline.data.formats.masks import find_masks, read_masks
-from pipeline.data.formats.table import find_table, read_table
+from pipeline.data.formats.table import find_tables, read_table
 from pipeline.data.formats.voc import find_voc, read_voc
 from pipeline.data.formats.yolo import find_yolo, read_yolo
 from pipeline.errors import DataError, nearest
@@ -34,7 +34,7 @@ READERS = {
     "voc": Format(find_voc, read_voc),
     "yolo": Format(find_yolo, read_yolo),
     "masks": Format(find_masks, read_masks),
-    "table": Format(find_table, read_table),
+    "table": Format(find_tables, read_table),
     "folders": Format(class_folders, read_folders, joins=False),
 }
 """Formats by the name `data.format` gives; `a+b` joins several, later ones winning. A new format is one line here."""
@@ -80,12 +80,24 @@ def read_source(root: Path, format: str = "auto") -> SourceData:  # noqa: A002  
         merged = _join(merged, other, root)
     if parts == ["folders"] and len(merged.spaces["label"].names) == 1 and (hint := _deeper(root)):
         raise DataError(f"{root}: only one folder with images, so only one class{hint}")
+    if format == "auto" and parts == ["folders"] and (inner := _labelled_class(merged, root)):
+        raise DataError(
+            f"{root}: no class folders, for {inner} holds labels of its own; give that as data.root, several such as"
+            " data.sources, or say data.format folders"
+        )
     if not merged.records and not any(problem.severity == "error" for problem in merged.problems):
         raise DataError(
             f"{root}: {merged.format} labels found, but no image; run `lightning check-data --data.root {root}`"
         )
     merged.problems += _parted_groups(merged.records)
     return merged
+
+
+def _labelled_class(source: SourceData, root: Path) -> Path | None:
+    """The first class folder that is a data set in itself: its labels would be passed over, its name made a class."""
+    finders = [format_.find for name, format_ in READERS.items() if format_.joins and name != "masks"]
+    children = (root / name for name in source.spaces["label"].names)
+    return next((child for child in children if child.is_dir() and any(find(child) for find in finders)), None)
 
 
 def _once(source: SourceData) -> SourceData:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import DataError
-from pipeline.imaging.decode import SUFFIXES
+from pipeline.data.formats.base import Problem
+from pipeline.errors import DataError, ImageError
+from pipeline.imaging.decode import SUFFIXES, image_size
 
 SPLITS = {
     "train": "train", "training": "train", "trainval": "train",
@@ -134,6 +135,27 @@ class Pictures:
             listed = ", ".join(str(path.relative_to(self.root)) for path in same[:3])
             raise DataError(f"{name!r} may be any of {listed}; give the path from {self.root}")
         return same[0] if same else None
+
+    def named(
+        self, name: str, place: str, problems: list[Problem], near: Iterable[Path] = (), split: str | None = None
+    ) -> Path | None:
+        """Like `find`, for a label at `place`: no image, or several of that name, is told, and None."""
+        try:
+            path = self.find(name, near, split)
+        except DataError as error:
+            problems.append(Problem("error", "ambiguous image", place, str(error)))
+            return None
+        if path is None:
+            problems.append(Problem("error", "label without image", place, f"{name!r} is not in the folder: left out"))
+        return path
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Upright (height, width) from the image's header, None where it cannot be read."""
+    try:
+        return image_size(path)
+    except ImageError:
+        return None
 
 
 def read_text(path: Path) -> str:

@@ -46,12 +46,13 @@ def read_masks(root: Path) -> SourceData:
         raise DataError(f"{root}: no mask in {masks[0].parent} has the name of an image")
     listing = find_list(root, *sorted({folder for mask in masks for folder in (mask.parent, mask.parent.parent)}))
     step = max(1, len(pairs) // _PROBED[listing is None])
-    values = _probe([mask for _, mask in pairs[::step]], problems)
+    found = _probe([mask for _, mask in pairs[::step]], problems)
+    values = list(found)
     names = _names(values)
     if listing is not None:
-        names, known = _match(read_list(listing), values, listing)
-        if unknown := set(values) - set(known):
-            message = f"{', '.join(map(str, sorted(unknown, key=str)[:5]))} in the masks are of no class: ignored"
+        names, known = _match(read_list(listing), found, listing)
+        if unknown := [value for value in found if value not in known]:
+            message = f"of no class, ignored: {_shown(unknown, found)}"
             problems.append(Problem("warning", "unknown mask value", str(listing), message))
         values = known
     if not values:
@@ -104,11 +105,16 @@ def _source(mask: Path, values: list[Value]) -> IndexMask | ColourMask:
     return IndexMask(mask, tuple(v for v in values if isinstance(v, int)))
 
 
-def _match(listing: Listing, found: list[Value], file: Path) -> tuple[tuple[str, ...], list[Value]]:
+def _shown(values: list[Value], found: dict[Value, Path]) -> str:
+    """Some values, each with a mask that holds it."""
+    return ", ".join(f"{value} ({found[value].name})" for value in values[:8]) + (", …" if len(values) > 8 else "")
+
+
+def _match(listing: Listing, found: dict[Value, Path], file: Path) -> tuple[tuple[str, ...], list[Value]]:
     """Class names with the pixel value of each; raises DataError when the list cannot be meant for these masks."""
     names = tuple(name for name, _ in listing)
     given = [value for _, value in listing if value is not None]
-    colours = bool(found) and isinstance(found[0], tuple)
+    colours = any(isinstance(value, tuple) for value in found)
     if given:
         if isinstance(given[0], tuple) != colours:
             kinds = ("colours", "pixel values") if isinstance(given[0], tuple) else ("pixel values", "colours")
@@ -117,30 +123,30 @@ def _match(listing: Listing, found: list[Value], file: Path) -> tuple[tuple[str,
     if not colours and set(found) <= set(range(len(names))):
         return names, list(range(len(names)))
     if len(found) == len(names) and not colours:
-        return names, found
+        return names, list(found)
     remedy = "give each name its colour: `name r g b`" if colours else "give each name its value: `value name`"
-    shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
+    shown = _shown(list(found), found)
     raise DataError(f"{file}: {len(names)} names, but the masks have {len(found)} values: {shown}; {remedy}")
 
 
-def _probe(paths: list[Path], problems: list[Problem]) -> list[Value]:
-    """The values that occur, ascending, without the ignored one; masks that cannot be read are told."""
+def _probe(paths: list[Path], problems: list[Problem]) -> dict[Value, Path]:
+    """The values that occur, ascending, without the ignored one, each with a mask; unreadable masks are told."""
     with ThreadPoolExecutor(8) as pool:
         seen = list(pool.map(_values_or_error, paths))
-    errors = [(path, value) for path, value in zip(paths, seen, strict=True) if isinstance(value, DataError)]
-    problems += [Problem("error", "bad mask", str(path), str(error)) for path, error in errors]
-    found = {value for values in seen if not isinstance(values, DataError) for value in values}
-    colours = {value for value in found if isinstance(value, tuple)}
-    if colours:
-        grey = {(value, value, value) for value in found if isinstance(value, int)}
-        if len(colours | grey) > IGNORE_INDEX:
-            raise DataError(
-                f"{paths[0].parent}: the masks have {len(colours | grey)} colours; are these pictures masks?"
-            )
-        return sorted(colours | grey)
+    found: dict[Value, Path] = {}
+    for path, values in zip(paths, seen, strict=True):
+        if isinstance(values, DataError):
+            problems.append(Problem("error", "bad mask", str(path), str(values)))
+        else:
+            found = dict.fromkeys(values, path) | found
+    if any(isinstance(value, tuple) for value in found):
+        colours = {(value, value, value) if isinstance(value, int) else value: path for value, path in found.items()}
+        if len(colours) > IGNORE_INDEX:
+            raise DataError(f"{paths[0].parent}: the masks have {len(colours)} colours; are these pictures masks?")
+        return {colour: colours[colour] for colour in sorted(colours)}
     numbers = sorted(value for value in found if isinstance(value, int))
     # 0 and 255 alone are black and white: two classes.
-    return [n for n in numbers if n != IGNORE_INDEX or numbers == [0, IGNORE_INDEX]]
+    return {n: found[n] for n in numbers if n != IGNORE_INDEX or numbers == [0, IGNORE_INDEX]}
 
 
 def _values_or_error(path: Path) -> set[Value] | DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +20,10 @@ GROUP_COLUMNS = ("group", "group_id", "patient", "patient_id", "subject", "subje
 _NOT_LABELS = frozenset({"id", "index", "width", "height", "size", "url", "licence", "license", ""})
 
 
-def find_table(root: Path) -> Path | None:
-    """The folder's table of labels, if there is one with a file column."""
-    for path in sorted([*root.glob("*.csv"), *root.glob("*.parquet")]):
-        if any(column.strip().lower() in FILE_COLUMNS for column in _columns(path)):
-            return path
-    return None
+def find_tables(root: Path) -> list[Path]:
+    """The folder's tables with a file column, sorted; the first is read."""
+    found = sorted([*root.glob("*.csv"), *root.glob("*.parquet")])
+    return [path for path in found if any(column.strip().lower() in FILE_COLUMNS for column in _columns(path))]
 
 
 def _columns(path: Path) -> list[str]:
@@ -50,9 +49,10 @@ def read_table(root: Path) -> SourceData:
     Raises:
         DataError: no table with a file column, one that cannot be read, or one without a label column.
     """
-    path = find_table(root)
-    if path is None:
+    found = find_tables(root)
+    if not found:
         raise DataError(f"{root}: no CSV or Parquet table with one of the columns {', '.join(FILE_COLUMNS)}")
+    path, *others = found
     frame = _read(path)
     file_column = next(column for column in frame.columns if column.lower() in FILE_COLUMNS)
     split_column = next((column for column in frame.columns if column.lower() == "split"), None)
@@ -60,7 +60,10 @@ def read_table(root: Path) -> SourceData:
     taken = {file_column, split_column, group_column}
     spaces, problems = _label_columns(path, frame[[column for column in frame.columns if column not in taken]])
     if not spaces:
-        raise DataError(f"{path}: no label column beside {file_column!r}; its columns: {', '.join(frame.columns)}")
+        reasons = "; ".join(f"{problem.where.removeprefix(f'{path}: ')}: {problem.message}" for problem in problems)
+        raise DataError(f"{path}: no label column beside {file_column!r}; {reasons or 'add one, e.g. `label`'}")
+    message = f"only {path.name} is read; put all rows into one table, with a column `split`"
+    problems += [Problem("warning", "table not read", str(other), message) for other in others]
     pictures = Pictures(root)
     records = []
     for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
@@ -72,9 +75,8 @@ def read_table(root: Path) -> SourceData:
                 message = f"split {given!r} is none of train, val, test"
                 problems.append(Problem("error", "unknown split", place, message))
                 continue
-        picture = pictures.find(name, (root / "images",), split)
+        picture = pictures.named(name, place, problems, (root / "images",), split)
         if picture is None:
-            problems.append(Problem("error", "label without image", place, f"{name!r} is not in the folder: left out"))
             continue
         labels = {c: _label(cell, space) for c, space in spaces.items() if (cell := _cell(row[c]))}
         group = _cell(row[group_column]) or None if group_column is not None else None
@@ -111,13 +113,23 @@ def _read(path: Path) -> pd.DataFrame:
         index = pd.Index([number for number, _ in lines[1:]])
         frame = pd.DataFrame([row for _, row in lines[1:]], index=index, columns=header, dtype=str)
     else:
-        frame = pd.read_parquet(path)
+        # Whole numbers with gaps come as floats: `1.0` would be another class than the CSV's `1`.
+        frame = _read_parquet(path).convert_dtypes()
         frame.columns = pd.Index([str(column).strip() for column in frame.columns])
         frame = frame.reset_index(drop=True).astype("string").fillna("")
     twice = sorted({column for column in frame.columns if list(frame.columns).count(column) > 1})
     if twice:
         raise DataError(f"{path}: the column {', '.join(twice)} stands there twice")
     return frame
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable as Parquet: {error}") from error
 
 
 def _csv_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -151,9 +163,10 @@ def _no_label(column: pd.Series) -> str | None:
 
 def _is_fraction(value: str) -> bool:
     try:
-        return not float(value).is_integer()
-    except (ValueError, OverflowError):
+        number = float(value)
+    except ValueError:
         return False
+    return math.isfinite(number) and not number.is_integer()
 
 
 def _space(column: pd.Series) -> LabelSpace:

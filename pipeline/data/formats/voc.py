@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.boxes import safe_boxes
-from pipeline.data.formats.files import Pictures, folder_split, read_text
+from pipeline.data.formats.files import Pictures, folder_split, header_size, read_text
 from pipeline.errors import DataError
 from pipeline.labels import LabelSpace
 from pipeline.records import FileImage, Record
@@ -38,22 +38,28 @@ def read_voc(root: Path) -> SourceData:
     records = []
     for file, found in parsed:
         split = splits.get(file.stem) if splits else folder_split(file, root)
-        path = pictures.find(file.stem, split=split) or pictures.find(found.filename, split=split)
+        try:
+            path = pictures.find(file.stem, split=split) or pictures.find(found.filename, split=split)
+        except DataError as error:
+            problems.append(Problem("error", "ambiguous image", str(file), str(error)))
+            continue
         if path is None:
             problems.append(Problem("error", "label without image", str(file), "no image of this name: left out"))
             continue
         if splits and split is None:
-            problems.append(Problem("info", "not in a split", str(file), "in no list of ImageSets/Main: left out"))
+            message = f"in no list of ImageSets/Main: left out, with its labels in {file.name}"
+            problems.append(Problem("info", "not in a split", str(path), message))
             continue
+        size = found.size or header_size(path)
         boxes = safe_boxes(
             [row for _, row, _, _ in found.objects],
             [names.index(name) for name, _, _, _ in found.objects],
-            found.size,
+            size,
             [f"{file}:{line}" for _, _, _, line in found.objects],
             problems,
             [difficult for _, _, difficult, _ in found.objects],
         )
-        records.append(Record(FileImage(path), {"boxes": boxes}, split, None, found.size))
+        records.append(Record(FileImage(path), {"boxes": boxes}, split, None, size))
     return SourceData("voc", {"boxes": LabelSpace("boxes", names)}, records, problems)
 
 

@@ -35,10 +35,11 @@ def read_yolo(root: Path) -> SourceData:
     shapes: dict[int, tuple[tuple[int, Any], ...]] = {}
     for split, places in layout.splits.items():
         images = list(dict.fromkeys(path for place in places for path in _listed(place, layout.base)))
-        without = 0
+        bare = []
         for path in images:
             label = label_file(path)
-            without += not label.is_file()
+            if not label.is_file():
+                bare.append(path)
             found = _record(path, label, split, layout.listing, problems)
             if found is None:
                 continue
@@ -46,9 +47,8 @@ def read_yolo(root: Path) -> SourceData:
             if polygons is not None:
                 shapes[len(records)] = polygons
             records.append(record)
-        if images and without == len(images):
-            message = f"none of the {without} images has a label file, e.g. {label_file(images[0])}"
-            problems.append(Problem("error" if split == "train" else "warning", "no label files", str(file), message))
+        problems += _without_labels(bare, len(images), split, file)
+    problems += _orphans(root, records)
     if not records:
         raise DataError(f"{file}: `train`, `val` and `test` name no folder with images; paths are relative to {root}")
     spaces = {"boxes": LabelSpace("boxes", layout.listing.names)}
@@ -58,6 +58,29 @@ def read_yolo(root: Path) -> SourceData:
             records[at] = replace(records[at], labels={**records[at].labels, "mask": ShapeMask(polygons)})
     unnamed = frozenset(spaces) if layout.listing.made_up else frozenset()
     return SourceData("yolo", spaces, records, problems + layout.problems, unnamed)
+
+
+def _without_labels(bare: list[Path], images: int, split: str, file: Path) -> list[Problem]:
+    if bare and len(bare) == images:
+        message = f"none of the {images} images has a label file, e.g. {label_file(bare[0])}"
+        return [Problem("error" if split == "train" else "warning", "no label files", str(file), message)]
+    return [
+        Problem("warning", "image without label", str(path), f"no {label_file(path)}: taken for an image of nothing")
+        for path in bare
+    ]
+
+
+def _orphans(root: Path, records: list[Record]) -> list[Problem]:
+    """Label files below folders `labels` whose image is not there."""
+    images = [*images_under(root), *(record.image.path for record in records if isinstance(record.image, FileImage))]
+    expected = {label_file(path) for path in images}
+    folders = {path.parent for path in expected if "labels" in path.parent.parts}
+    return [
+        Problem("error", "label without image", str(file), "no image of this name: left out")
+        for folder in sorted(folders)
+        for file in sorted(folder.glob("*.txt"))
+        if file not in expected and file.name != "classes.txt"
+    ]
 
 
 def label_file(image: Path) -> Path:

@@ -18,6 +18,10 @@ from pipeline.errors import DataError
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
+_MOST_CLASSES = 100_000
+"""Class numbers above this are another format's, and naming them all would fill the memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What data.yaml says: the classes, the data set's folder, and folders or list files by split."""
@@ -109,7 +113,9 @@ def _listing(content: dict[str, Any], file: Path) -> Listing:
     if twice := {name for name in shown if shown.count(name) > 1}:
         raise DataError(f"{file}: several classes have the name {', '.join(sorted(twice))}")
     shape = content.get("kpt_shape")
-    points = math.prod(map(int, shape)) if isinstance(shape, list) else 0
+    if shape is not None and not (isinstance(shape, list) and all(isinstance(side, int) for side in shape)):
+        raise DataError(f"{file}: `kpt_shape` must be two whole numbers, not {shape!r}")
+    points = math.prod(shape) if shape else 0
     return Listing(shown, {key: at for at, key in enumerate(ordered)}, made_up, points)
 
 
@@ -120,6 +126,8 @@ def _bare(root: Path) -> Layout:
         names = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
     else:
         kinds = {kind for path in (root / "labels").rglob("*.txt") for kind in _kinds(path)}
+        if max(kinds, default=0) > _MOST_CLASSES:
+            raise DataError(f"{root / 'labels'}: class number {max(kinds)} in a label file; are these YOLO's?")
         names = tuple(f"class_{i}" for i in range(max(kinds, default=0) + 1))
     splits: dict[str, list[Path]] = {}
     for folder in sorted(path for path in (root / "images").iterdir() if path.is_dir() and images_under(path)):

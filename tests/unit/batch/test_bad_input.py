@@ -332,7 +332,7 @@ def test_an_engine_that_fails_is_told_and_a_single_failure_listed(model, tmp_pat
         (("--overlap", "0.95"), "--overlap must be"),
         (("--threshold", "7"), "7 is not between 0 and 1"),
         (("--tta", "spin"), "invalid choice: 'spin'"),
-        (("--oups",), "unrecognized arguments: --oups"),
+        (("--oups",), "unknown option --oups"),
         (("--engine", "onxruntime"), "did you mean 'onnxruntime'"),
         (("--format", "coco,xml"), "unknown format 'xml'"),
     ],
