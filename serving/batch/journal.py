@@ -152,7 +152,7 @@ class Journal:
         except OSError as error:
             part.unlink(missing_ok=True)
             if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) or error.errno == 36:
-                raise ImageError(f"{shown(name)}: cannot be written: {error.strerror}") from error
+                raise ImageError(f"its output cannot be written: {error.strerror}: {shown(name)}") from error
             raise
 
     def settle(self, names: list[bytes]) -> None:
@@ -169,7 +169,7 @@ class Journal:
             os.makedirs(folder, exist_ok=True)
             real = os.path.realpath(folder)
             if real != self._real and not real.startswith(self._real + b"/"):
-                raise ImageError(f"{shown(folder)}: a link there would lead out of the output folder")
+                raise ImageError(f"a link in the output folder leads out of it: {shown(folder)}")
             if len(self._known) < 10_000:
                 self._known.add(folder)
 

@@ -33,7 +33,7 @@ def inside(name: bytes) -> bytes:
     """
     parts = name.split(b"/")
     if not name or name.startswith(b"/") or b".." in parts or b"\0" in name:
-        raise ImageError(f"{shown(name)}: would leave the output folder")
+        raise ImageError(f"its name would leave the output folder: {shown(name)}")
     return b"/".join(part for part in parts if part not in {b"", b"."})
 
 

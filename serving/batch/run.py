@@ -226,8 +226,14 @@ class BatchRun:
                 stages["write"] += time.perf_counter() - begun
                 timing.images += len(results)
 
-            worker = Worker(predictor, source, settings, journal, progress.add)
-            LocalRun(worker, workers, settings.batch, store).run(missing(), source.remote)
+            if settings.ray:
+                from serving.batch.ray_run import RayRun
+
+                spec = predictor.engine.report().spec
+                RayRun(self.bundle, settings, spec, journal, store, progress.add).run(missing(), workers)
+            else:
+                worker = Worker(predictor, source, settings, journal, progress.add)
+                LocalRun(worker, workers, settings.batch, store).run(missing(), source.remote)
         timing.stages = dict(stages)
 
     def _conclude(

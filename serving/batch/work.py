@@ -6,11 +6,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pipeline.errors import EngineError, ImageError
 from serving.answers import Answer
 from serving.batch.failures import NOT_AN_IMAGE, failure_of, kind_of
-from serving.batch.journal import Journal
 from serving.batch.kinds import HEAD, has_image_ending, looks_like_image
 from serving.batch.names import shown
 from serving.batch.picture import Picture
@@ -65,6 +65,17 @@ def read_item(source: Source, item: Item, most: int | None = None) -> Content:
     return content if len(content) <= most else None
 
 
+class Files(Protocol):
+    """Where files of single images go."""
+
+    def put_quickly(self, name: bytes, data: bytes) -> None:
+        """Takes a file; raises ImageError where it cannot be written."""
+
+
+Told = Callable[[int, int], None]
+"""Takes the number of images of a finished batch, and of its errors."""
+
+
 class Worker:
     """Answers for batches of items. May be called from several threads.
 
@@ -81,8 +92,8 @@ class Worker:
         predictor: Predictor,
         source: Source,
         settings: Settings,
-        journal: Journal,
-        told: Callable[[int, int], None] = lambda images, errors: None,  # noqa: ARG005  # told nobody
+        journal: Files,
+        told: Told = lambda images, errors: None,  # noqa: ARG005  # told nobody
     ) -> None:
         self._told = told
         self.predictor, self.source, self.settings, self.journal = predictor, source, settings, journal
