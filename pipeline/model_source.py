@@ -38,8 +38,8 @@ def _fetch(reference: str, folder: str) -> Path:
         import mlflow
 
         mlflow.set_tracking_uri(store_uri())
-        source = version.model_id and f"models:/{version.model_id}"
-        fetched = mlflow.artifacts.download_artifacts(f"{source or version.source}/bundle", dst_path=folder)
+        place = client.get_logged_model(version.model_id).artifact_location
+        fetched = mlflow.artifacts.download_artifacts(f"{place}/bundle", dst_path=folder)
     except store_errors() as error:
         raise BundleError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
     return Path(fetched)
