@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +36,11 @@ def _fetch(reference: str, folder: str) -> Path:
         else:
             model, _, number = name.partition("/")
             version = client.get_model_version(model, number)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         import mlflow
 
         mlflow.set_tracking_uri(store_uri())
-        place = client.get_logged_model(version.model_id).artifact_location
+        place = client.get_model_version_download_uri(version.name, version.version)
         fetched = mlflow.artifacts.download_artifacts(f"{place}/bundle", dst_path=folder)
     except store_errors() as error:
         raise BundleError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
