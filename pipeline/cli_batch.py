@@ -102,11 +102,14 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     try:
         settings = settings_from(argv)
+        import cv2
+
         from pipeline.bundle import read_bundle
         from pipeline.model_source import find_bundle
         from serving.batch.run import BatchRun, exit_code
         from serving.batch.summary import printed
 
+        cv2.setNumThreads(1)  # the workers share the cores; OpenCV's own threads would only hinder them
         with find_bundle(settings.model) as folder:
             make = partial(_scorer, settings) if settings.labels is not None else None
             run = BatchRun(settings, read_bundle(folder), _say, sys.stderr.isatty(), make)

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from pipeline.bundle import Bundle
 from pipeline.errors import EngineError, ImageError, TrifocalError
 from serving.batch.failures import failure_of
@@ -52,6 +54,7 @@ class Answers:
         bundle = Path(self._folder.name)
         for name, data in files.items():
             (bundle / name).write_bytes(data)
+        cv2.setNumThreads(1)
         self._settings = settings
         self._predictor = Predictor.load(bundle, settings.engine, threads=1)
         self._source = open_source(settings.source, settings.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,7 +44,7 @@ def _runs(mask: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Ints]:
     step = max(1, _BAND // height)
     values, starts, offset = [], [], 0
     for at in range(0, width, step):
-        flat = np.ascontiguousarray(mask[:, at : at + step].T).ravel()
+        flat = cv2.transpose(np.ascontiguousarray(mask[:, at : at + step])).ravel()
         turns = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
         values.append(flat[turns])
         starts.append(turns + offset)
