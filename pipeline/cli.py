@@ -74,16 +74,16 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from pipeline.data.show import main as show_data
 
         return show_data(rest)
-    _tune_process()
     signal.signal(signal.SIGTERM, _terminated)
+    if command == "batch-predict":  # with kept buffers its memory would grow with the folder
+        from pipeline.cli_batch import main as batch_predict
+
+        return batch_predict(rest)
+    _tune_process()
     if command in {"export", "describe", "evaluate"}:
         import pipeline.export.cli as exporting
 
         return int(getattr(exporting, f"{command}_command")(rest))
-    if command == "batch-predict":
-        from pipeline.cli_batch import main as batch_predict
-
-        return batch_predict(rest)
     if command == "demo":
         from pipeline.demo import main as demo
 
