@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a checkpoint as a bundle (ONNX, TorchScript) that is proven to answer as it does",
     "describe": "tell what a bundle holds, where it came from and how it was checked",
     "evaluate": "measure a bundle on labelled images by the trainer's own metrics",
+    "batch-predict": "answer for a folder of any size; a killed run goes on where it stopped",
     "demo": "train, test and picture the three-task network on built-in data",
 }
 """Every subcommand with its line of help."""
@@ -26,7 +27,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {name:<12} {line}" for name, line in COMMANDS.items()]
+    lines = [f"  {name:<13} {line}" for name, line in COMMANDS.items()]
     return "\n".join(
         [
             "usage: lightning COMMAND [--config FILE ...] [--data.root DIR] [options]",
@@ -73,8 +74,12 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from pipeline.data.show import main as show_data
 
         return show_data(rest)
-    _tune_process()
     signal.signal(signal.SIGTERM, _terminated)
+    if command == "batch-predict":  # with kept buffers its memory would grow with the folder
+        from pipeline.cli_batch import main as batch_predict
+
+        return batch_predict(rest)
+    _tune_process()
     if command in {"export", "describe", "evaluate"}:
         import pipeline.export.cli as exporting
 

@@ -66,14 +66,14 @@ def _decode(data: bytes, name: str, at_least: int | None) -> tuple[Pixels, tuple
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"{name}: {image.width} x {image.height} is more than {MAX_PIXELS} pixels")
-        size = _upright_size(image)
         if image.format == "JPEG" and image.mode in {"RGB", "L"}:
             turned = _orientation(image)
             pixels = _decode_jpeg(data, (image.height, image.width), at_least)
-            return _turn(pixels, turned), size
+            return _turn(pixels, turned), _upright_size(image)
         # The pixels first: on a broken file, asking for EXIF first would hide the damage.
         image.load()
-        return _to_rgb(image), size
+        rgb = _to_rgb(image)
+        return rgb, (rgb.shape[0], rgb.shape[1])
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], at_least: int | None) -> Pixels:
@@ -96,7 +96,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.format in {"JPEG", "TIFF"} and _orientation(image) >= 5
+    turned = image.format != "TIFF" and _orientation(image) >= 5  # of TIFF, Pillow gives the upright size
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

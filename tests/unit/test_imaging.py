@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.data.fused import augment
 from pipeline.data.presets import PRESETS
 from pipeline.errors import ImageError
-from pipeline.imaging.decode import decode_bytes, read_image
+from pipeline.imaging.decode import decode_bytes, image_size, read_image
 from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import indices_to_source, place
 from pipeline.imaging.masks import ColourMask, IndexMask, ShapeMask
@@ -148,3 +148,15 @@ def test_a_mask_there_and_back_is_not_shifted(source):
     ):
         turned = plane != plane[::-1, ::-1]
         assert turned.mean() < 0.01  # the middle stays the middle
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_upright_size_is_that_of_the_pixels_in_every_format(ending, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{ending}"
+    Image.new("RGB", (50, 30), (200, 10, 10)).save(path, exif=exif)
+    wanted = (50, 30) if orientation >= 5 else (30, 50)
+    pixels, size = read_image(path)
+    assert pixels.shape[:2] == size == image_size(path) == wanted

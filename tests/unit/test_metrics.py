@@ -13,12 +13,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import complete_box_iou_loss
 
+from pipeline.average_precision import ImageBoxes, coco_evaluation, coco_rows
 from pipeline.labels import LabelSpace
 from pipeline.records import BoxTarget, ClassTarget, MaskTarget
 from tasks.classification import ClassMetrics, ClassPrediction, soft_cross_entropy
 from tasks.detection.decode import BoxPrediction
 from tasks.detection.loss import complete_iou
-from tasks.detection.metrics import BoxMetrics, ImageBoxes, coco_evaluation, coco_rows
+from tasks.detection.metrics import BoxMetrics
 from tasks.segmentation import MaskMetrics, MaskPrediction, dice_loss, pixel_loss
 
 

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, EngineError, ImageError
@@ -113,3 +115,18 @@ def test_serving_imports_no_torch():
     code = "import sys, serving.predictor, serving.engines.onnxruntime; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(0, 2**32 - 1), st.floats(0.2, 30))
+def test_classes_that_cannot_win_are_left_out_without_changing_the_mask(classes, seed, sharpness):
+    rng = np.random.default_rng(seed)
+    logits = cv2.GaussianBlur(rng.normal(size=(32, 32, classes)).astype(np.float32), (0, 0), 3).reshape(32, 32, classes)
+    powers = np.exp(logits * sharpness).transpose(2, 0, 1)
+    probabilities = np.ascontiguousarray(powers / powers.sum(0)).astype(np.float32)
+    frame = Letterbox.fit((int(rng.integers(20, 90)), int(rng.integers(20, 90))), (32, 32))
+    inner = probabilities[:, frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]]
+    if frame.inner == frame.source:
+        return
+    planes = [cv2.resize(np.ascontiguousarray(p), frame.source[::-1], interpolation=cv2.INTER_LINEAR) for p in inner]
+    np.testing.assert_array_equal(mask_to_source(probabilities, frame), np.argmax(planes, 0))

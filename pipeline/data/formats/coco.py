@@ -51,11 +51,21 @@ def read_coco(root: Path) -> SourceData:
     for file in files:
         split = split_in_name(file.relative_to(root)) if len(files) > 1 else None
         _read_file(file, split, reading)
+    return _read(reading)
+
+
+def read_coco_file(file: Path, images: Path) -> SourceData:
+    """Records of one COCO JSON file whose images lie below a folder; raises DataError for a broken file."""
+    reading = _Reading(images, Pictures(images))
+    _read_file(file, None, reading)
+    return _read(reading)
+
+
+def _read(reading: _Reading) -> SourceData:
     spaces = {"boxes": LabelSpace("boxes", tuple(reading.names))}
-    records = reading.records
-    if any("mask" in record.labels for record in records):
+    if any("mask" in record.labels for record in reading.records):
         spaces["mask"] = LabelSpace("mask", ("background", *reading.names))
-    return SourceData("coco", spaces, records, reading.problems)
+    return SourceData("coco", spaces, reading.records, reading.problems)
 
 
 def _read_file(file: Path, split: str | None, reading: _Reading) -> None:

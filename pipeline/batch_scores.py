@@ -1,0 +1,221 @@
+"""Answers of batch-predict scored against labels at hand, image by image: the trainer's figures without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.average_precision import ImageBoxes, average_precision
+from pipeline.bundle import HeadSpec
+from pipeline.data.formats.coco import read_coco_file
+from pipeline.data.formats.detect import read_source
+from pipeline.data.unite import renumber
+from pipeline.errors import ConfigError, DataError
+from pipeline.labels import IGNORE_INDEX, LabelSpace
+from pipeline.records import Boxes, FileImage, Record
+from serving.batch.names import raw
+from serving.batch.rle import decode_mask
+from serving.batch.rows import ImageResult, Row
+from serving.batch.sources import LocalFiles, Source
+
+Scores = dict[str, dict[str, float]]
+
+
+class LabelScorer:
+    """Labels by image, and what the answers so far are worth.
+
+    Args:
+        labels: the labelled data set's folder, or a COCO JSON file whose images lie below the source.
+        form: as `data.format`.
+        source: where the images are; on this machine.
+        heads: those that are answered.
+
+    Raises:
+        ConfigError: the images are not on this machine.
+        DataError: no labels there, none of a head, or classes that a head does not know.
+    """
+
+    def __init__(self, labels: Path, form: str, source: Source, heads: dict[str, HeadSpec]) -> None:
+        if not isinstance(source, LocalFiles):
+            raise ConfigError("--data.root scores images on this machine only; copy them, or predict without it")
+        single = labels.is_file()
+        found = read_coco_file(labels, Path(source.root)) if single else read_source(labels, form)
+        self._source = source
+        self._heads = _pair(found.spaces, heads, labels)
+        tables = {f: _table(found.spaces[f], heads[h], labels) for f, h in self._heads.items()}
+        self._records: dict[str, Record] = {}
+        for record in found.records:
+            if isinstance(record.image, FileImage):
+                moved = renumber(record.only(self._heads.keys()), self._heads, tables)
+                self._records[os.path.realpath(record.image.path)] = moved
+        self._tallies = {head: _tally(heads[head]) for head in self._heads.values()}
+        self.ids: dict[str, int] | None = None
+        self.categories: dict[str, int] | None = None
+        if single:
+            self.ids, self.categories = _numbers(labels, source)
+
+    def knows(self, name: bytes) -> bool:
+        """Whether an image is labelled."""
+        return self._record(name) is not None
+
+    def _record(self, name: bytes) -> Record | None:
+        path = self._source.path(name)
+        return self._records.get(os.path.realpath(path)) if path is not None else None
+
+    def add(self, result: ImageResult) -> None:
+        """Scores one image where it is labelled and was answered."""
+        record = self._record(raw(result.image))
+        if record is None:
+            return
+        rows = {row.head: row for row in result.rows}
+        for head, label in record.labels.items():
+            if head in rows:
+                self._tallies[head].add(rows[head], label)
+
+    def scores(self) -> Scores:
+        """By head: the trainer's metrics, and `images`, the number of labelled ones."""
+        found = {head: {"images": float(tally.images)} | tally.compute() for head, tally in self._tallies.items()}
+        return {h: {k: v for k, v in s.items() if not math.isnan(v)} for h, s in found.items()}
+
+
+def _pair(spaces: dict[str, LabelSpace], heads: dict[str, HeadSpec], labels: Path) -> dict[str, str]:
+    """The head of each label field: of the same name, or the only one of its kind where the field is that too."""
+    paired = {name: name for name in spaces if name in heads and spaces[name].kind == heads[name].kind}
+    for kind in ("classes", "multilabel", "boxes", "mask"):
+        fields = [name for name, space in spaces.items() if space.kind == kind]
+        answering = [name for name, head in heads.items() if head.kind == kind]
+        if len(fields) == len(answering) == 1:
+            paired[fields[0]] = answering[0]
+    if not paired:
+        fields_told = ", ".join(f"{name} ({space.kind})" for name, space in spaces.items())
+        heads_told = ", ".join(f"{name} ({head.kind})" for name, head in heads.items())
+        raise DataError(f"{labels}: no label field ({fields_told}) is what a head answers ({heads_told})")
+    return paired
+
+
+def _table(space: LabelSpace, head: HeadSpec, labels: Path) -> list[int]:
+    """The head's index of each class of a field."""
+    missing = [name for name in space.names if name not in head.classes]
+    if missing:
+        raise DataError(
+            f"{labels}: class {missing[0]!r} is unknown to the model, which knows {', '.join(head.classes)}"
+        )
+    return [head.classes.index(name) for name in space.names]
+
+
+def _numbers(file: Path, source: LocalFiles) -> tuple[dict[str, int], dict[str, int]]:
+    """COCO's numbers of images, by their names relative to the source, and of categories by name."""
+    content = json.loads(file.read_text())
+    ids: dict[str, int] = {}
+    for entry in content["images"]:
+        for folder in (Path(source.root), file.parent, Path(source.root) / "images"):
+            path = folder / entry["file_name"]
+            if path.is_file():
+                ids[os.path.relpath(path, source.root)] = entry["id"]
+                break
+    return ids, {category["name"]: category["id"] for category in content["categories"]}
+
+
+class ClassTally:
+    """Accuracy, macro F1, and recall per class; for multi-label the share of right decisions, and F1 per class."""
+
+    def __init__(self, head: HeadSpec) -> None:
+        self._head, self._multilabel = head, head.kind == "multilabel"
+        self._guesses: list[NDArray[np.bool_]] = []
+        self._wanted: list[NDArray[np.bool_]] = []
+
+    @property
+    def images(self) -> int:
+        """Images that were scored."""
+        return len(self._wanted)
+
+    def add(self, row: Row, label: Any) -> None:
+        """One image's probabilities and its class, or classes."""
+        count = len(self._head.classes)
+        guess, wanted = np.zeros(count, bool), np.zeros(count, bool)
+        values = np.asarray(row.probabilities, np.float32)
+        guess[values > self._head.threshold if self._multilabel else int(values.argmax())] = True
+        wanted[list(label) if isinstance(label, tuple) else label] = True
+        self._guesses.append(guess)
+        self._wanted.append(wanted)
+
+    def compute(self) -> dict[str, float]:
+        """The metrics."""
+        if not self._wanted:
+            return {}
+        guess, wanted = np.stack(self._guesses), np.stack(self._wanted)
+        hits, support = (guess & wanted).sum(0), wanted.sum(0)
+        f1 = 2 * hits / np.maximum(guess.sum(0) + support, 1)
+        if self._multilabel:
+            out = {"accuracy": float((guess == wanted).mean()), "F1": float(f1.mean())}
+            return out | {f"F1/{name}": float(f1[i]) for i, name in enumerate(self._head.classes)}
+        out = {"accuracy": float((guess & wanted).any(1).mean()), "F1": float(f1[support > 0].mean())}
+        recall = hits / np.maximum(support, 1)
+        return out | {f"recall/{name}": float(recall[i]) for i, name in enumerate(self._head.classes) if support[i]}
+
+
+class BoxTally:
+    """COCO's average precision."""
+
+    def __init__(self, head: HeadSpec) -> None:
+        self._head = head
+        self._seen: list[ImageBoxes] = []
+
+    @property
+    def images(self) -> int:
+        """Images that were scored."""
+        return len(self._seen)
+
+    def add(self, row: Row, label: Any) -> None:
+        """One image's boxes and the labelled ones."""
+        assert isinstance(label, Boxes)
+        boxes = np.asarray(row.boxes, np.float32).reshape(-1, 4)
+        scores, kinds = np.asarray(row.scores, np.float32), np.asarray(row.classes, np.int64)
+        self._seen.append(ImageBoxes(boxes, scores, kinds, label.xyxy, label.classes, label.crowd))
+
+    def compute(self) -> dict[str, float]:
+        """The metrics."""
+        return average_precision(self._seen, self._head.classes)[0]
+
+
+class MaskTally:
+    """Mean IoU over the classes that occur or are predicted, pixel accuracy, IoU and Dice per class."""
+
+    def __init__(self, head: HeadSpec) -> None:
+        self._head = head
+        self._matrix = np.zeros((len(head.classes),) * 2, np.int64)
+        self.images = 0
+
+    def add(self, row: Row, label: Any) -> None:
+        """One image's mask and the labelled one, at full size."""
+        wanted = label.read((row.height, row.width)).ravel()
+        guess = decode_mask(dict(zip(row.classes, row.counts, strict=True)), (row.height, row.width)).ravel()
+        keep, count = wanted != IGNORE_INDEX, len(self._matrix)
+        flat = wanted[keep].astype(np.int64) * count + guess[keep]
+        self._matrix += np.bincount(flat, minlength=count * count).reshape(count, count)
+        self.images += 1
+
+    def compute(self) -> dict[str, float]:
+        """The metrics."""
+        if not self._matrix.any():
+            return {}
+        inter, total = self._matrix.diagonal(), self._matrix.sum(0) + self._matrix.sum(1)
+        seen = total > 0
+        iou, dice = inter / np.maximum(total - inter, 1), 2 * inter / np.maximum(total, 1)
+        out = {"mIoU": float(iou[seen].mean()), "accuracy": float(inter.sum() / self._matrix.sum())}
+        for i, name in enumerate(self._head.classes):
+            if seen[i]:
+                out |= {f"IoU/{name}": float(iou[i]), f"Dice/{name}": float(dice[i])}
+        return out
+
+
+def _tally(head: HeadSpec) -> ClassTally | BoxTally | MaskTally:
+    if head.kind == "boxes":
+        return BoxTally(head)
+    return MaskTally(head) if head.kind == "mask" else ClassTally(head)

@@ -1,0 +1,183 @@
+"""The output folder: who may write there, what stands already, and files that appear whole or not at all.
+
+    DIR/.batch/run.json     what was asked for, and whether it is finished
+    DIR/.batch/plan.sqlite  the list of files, until the run is finished
+    DIR/.batch/parts/       answers so far, a file for each part, named by what it answers for
+    DIR/.batch/tmp/         files being written
+
+Everything else below DIR is what the run was for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DataError, ImageError
+from serving.batch.names import shown
+
+FOLDER = ".batch"
+
+OUTPUTS = (
+    "predictions.parquet", "predictions.jsonl", "predictions.csv", "errors.jsonl", "summary.json", "report.html",
+    "coco", "yolo", "masks", "overlay", "crops",
+)  # fmt: skip
+"""All that a run may put into its folder; nothing else there is ever removed."""
+
+
+class Journal:
+    """A run's output folder, held alone.
+
+    Args:
+        out: the folder; made where it is missing.
+
+    Raises:
+        ConfigError: it holds something else, or another process writes there.
+        DataError: it cannot be made.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.home = out, out / FOLDER
+        if out.exists() and not self.home.is_dir() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} exists and holds something else; name another folder with --out")
+        try:
+            for folder in (self.home / "parts", self.home / "tmp"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.home / "lock").open("w")
+        except OSError as error:
+            raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{out}: another batch-predict is writing there") from error
+        self._real = os.fsencode(out.resolve())
+        self._numbers = count()
+        self._known: set[bytes] = set()
+        self._guard = threading.Lock()
+        self._clear_tmp()
+
+    def _clear_tmp(self) -> None:
+        for path in (self.home / "tmp").iterdir():
+            path.unlink()
+
+    # --- what was asked for ---------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any] | None:
+        """What `run.json` holds; None for a fresh folder."""
+        try:
+            found: dict[str, Any] = json.loads((self.home / "run.json").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigError(f"{self.out}: {FOLDER}/run.json is broken; start anew with --restart") from error
+        return found
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Writes `run.json`."""
+        self.put(f"{FOLDER}/run.json", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+
+    def clear(self) -> None:
+        """Removes everything a run wrote here."""
+        (self.home / "run.json").unlink(missing_ok=True)
+        self.drop_outputs()
+        for path in self.home.glob("plan*"):
+            path.unlink()
+
+    def drop_outputs(self) -> None:
+        """Removes answers and files, not what was asked for."""
+        self.drop_parts()
+        for name in OUTPUTS:
+            path = self.out / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def part(self, digest: str) -> Path:
+        """Where a part's answers stand or will stand."""
+        return self.home / "parts" / f"{digest}.arrow"
+
+    def drop_parts(self) -> None:
+        """Removes all parts."""
+        for path in (self.home / "parts").iterdir():
+            path.unlink()
+
+    def close(self) -> None:
+        """Lets others in."""
+        self._lock.close()
+
+    # --- files that appear whole ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def placing(self, name: str | bytes) -> Iterator[Path]:
+        """A temporary file to fill, which gets its name in the output folder, on disk, when the block ends well."""
+        target = os.path.join(os.fsencode(self.out), os.fsencode(name))
+        part = self.home / "tmp" / f"{os.getpid()}.{next(self._numbers)}"
+        try:
+            yield part
+            sync(part)
+            self._make_folder(os.path.dirname(target))
+            os.replace(part, target)
+            sync(os.path.dirname(target))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def put(self, name: str | bytes, data: bytes) -> None:
+        """Writes a whole file below the output folder, on disk when this returns."""
+        with self.placing(name) as part:
+            part.write_bytes(data)
+
+    def put_quickly(self, name: bytes, data: bytes) -> None:
+        """Like `put`, but not yet on disk: `settle` sees to that, for many files at once.
+
+        Raises:
+            ImageError: a link in the output folder leads out of it, or the name is too long.
+        """
+        target = os.path.join(os.fsencode(self.out), name)
+        part = self.home / "tmp" / f"{os.getpid()}.{threading.get_ident()}.{next(self._numbers)}"
+        try:
+            part.write_bytes(data)
+            self._make_folder(os.path.dirname(target))
+            os.replace(part, target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) or error.errno == 36:
+                raise ImageError(f"its output cannot be written: {error.strerror}: {shown(name)}") from error
+            raise
+
+    def settle(self, names: list[bytes]) -> None:
+        """Sees that files written by `put_quickly` are on disk."""
+        for name in names:
+            sync(os.path.join(os.fsencode(self.out), name))
+        for folder in {os.path.dirname(name) for name in names}:
+            sync(os.path.join(os.fsencode(self.out), folder))
+
+    def _make_folder(self, folder: bytes) -> None:
+        with self._guard:
+            if folder in self._known:
+                return
+            os.makedirs(folder, exist_ok=True)
+            real = os.path.realpath(folder)
+            if real != self._real and not real.startswith(self._real + b"/"):
+                raise ImageError(f"a link in the output folder leads out of it: {shown(folder)}")
+            if len(self._known) < 10_000:
+                self._known.add(folder)
+
+
+def sync(path: Path | bytes) -> None:
+    """Waits until a file's content, or a folder's names, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,172 @@
+"""`--engine ray`: the same parts through Ray Data, on a cluster or on this machine, each actor with its own engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from pipeline.bundle import Bundle
+from pipeline.errors import EngineError, ImageError, TrifocalError
+from serving.batch.failures import failure_of
+from serving.batch.journal import Journal
+from serving.batch.local import LocalRun, Store
+from serving.batch.names import raw
+from serving.batch.plan import Part
+from serving.batch.rows import ImageResult
+from serving.batch.settings import Settings
+from serving.batch.sources import open_source
+from serving.batch.work import Done, Told, Worker
+from serving.predictor import Predictor
+
+INSTALL = "pip install 'trifocal[ray]'"
+
+
+class Collected:
+    """Stands for a Journal in an actor: files of single images travel to the driver, which alone writes."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[bytes, bytes]] = []
+
+    def put_quickly(self, name: bytes, data: bytes) -> None:
+        """Keeps a file."""
+        self.files.append((name, data))
+
+
+class Answers:
+    """An actor of Ray: loads the engine once, then answers whole parts.
+
+    Args:
+        settings: the options; `engine` names the engine itself.
+        files: the bundle's files by name: the actor's machine need not hold the bundle.
+    """
+
+    def __init__(self, settings: Settings, files: dict[str, bytes]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="trifocal-")
+        bundle = Path(self._folder.name)
+        for name, data in files.items():
+            (bundle / name).write_bytes(data)
+        cv2.setNumThreads(1)
+        self._settings = settings
+        self._predictor = Predictor.load(bundle, settings.engine, threads=1)
+        self._source = open_source(settings.source, settings.out)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A part, pickled, to its results and files, pickled."""
+        part: Part = pickle.loads(batch["part"][0])  # noqa: S301  # the driver's own
+        kept = Collected()
+        worker = Worker(self._predictor, self._source, self._settings, kept)
+        found: list[Done] = []
+        LocalRun(worker, 1, self._settings.batch, lambda _, batches: found.extend(batches)).run(
+            [part], self._source.remote
+        )
+        return {"number": batch["number"], "done": [pickle.dumps((found, kept.files))]}
+
+
+class RayRun:
+    """Answers parts by an actor pool of Ray Data.
+
+    Args:
+        bundle: the model, sent to every actor.
+        settings: the options.
+        engine: `name:variant` that each actor loads.
+        journal: where files of single images go.
+        store: keeps a finished part.
+        told: takes the number of images of each finished batch, and of its errors.
+
+    Raises:
+        EngineError: ray is not installed.
+    """
+
+    def __init__(
+        self, bundle: Bundle, settings: Settings, engine: str, journal: Journal, store: Store, told: Told
+    ) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise EngineError(f"--engine ray: ray is not installed: {INSTALL}")
+        source = settings.source if "://" in settings.source else os.path.abspath(settings.source)
+        self._settings = replace(settings, engine=engine, source=source, out=settings.out.resolve())
+        names = ["bundle.json", *bundle.manifest.files]
+        self._files = {name: (bundle.path / name).read_bytes() for name in names}
+        self._journal, self._store, self._told = journal, store, told
+
+    def run(self, parts: Iterable[Part], workers: int) -> None:
+        """Answers all parts, in any order; raises what an actor raised.
+
+        A cluster is joined where RAY_ADDRESS names one; otherwise Ray starts on this machine, and ends with the run.
+        """
+        waiting = list(parts)
+        if not waiting:
+            return
+        # Ray's agents and its usage report are nothing a folder needs.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        mine = not ray.is_initialized()
+        if mine:
+            here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+            ray.init(
+                logging_level=logging.ERROR, log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else here)
+            )
+        try:
+            self._stream(ray, waiting, workers)
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from error
+        finally:
+            if mine:
+                ray.shutdown()
+
+    def _stream(self, ray: Any, waiting: list[Part], workers: int) -> None:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        rows = [{"number": number, "part": pickle.dumps(part)} for number, part in enumerate(waiting)]
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(rows)))
+        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Answers, fn_constructor_args=(self._settings, self._files), batch_size=1, compute=pool, num_cpus=1
+        )
+        for row in data.iter_rows():
+            batches, files = pickle.loads(row["done"])  # noqa: S301  # our own actors'
+            self._write(batches, files)
+            self._store(waiting[row["number"]], batches)
+            results = [result for done in batches for result in done.results]
+            self._told(len(results), sum(r.failure is not None and not r.failure.skipped for r in results))
+
+    def _write(self, batches: list[Done], files: list[tuple[bytes, bytes]]) -> None:
+        """Writes a part's files; an image whose file cannot be written has no answer, as in a local run."""
+        refused: dict[bytes, ImageError] = {}
+        for name, data in files:
+            try:
+                self._journal.put_quickly(name, data)
+            except ImageError as error:
+                refused[name] = error
+        for done in batches if refused else ():
+            done.files = [name for name in done.files if name not in refused]
+            done.results = [_with_refusal(result, refused) for result in done.results]
+
+
+def _with_refusal(result: ImageResult, refused: dict[bytes, ImageError]) -> ImageResult:
+    error = next((refused[raw(name)] for name in result.files if raw(name) in refused), None)
+    return result if error is None else ImageResult(result.image, (), failure_of(raw(result.image), error))
+
+
+def _cause(error: Exception) -> TrifocalError:
+    """The actor's own error where it was one of ours; Ray's first words otherwise."""
+    inner: BaseException | None = error
+    while inner is not None:
+        found = getattr(inner, "cause", None)
+        if isinstance(inner, TrifocalError):
+            return inner
+        if isinstance(found, TrifocalError):
+            return found
+        inner = found if isinstance(found, BaseException) else inner.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return EngineError(f"--engine ray: {lines[-1] if lines else type(error).__name__}")

@@ -1,0 +1,98 @@
+"""Images at an fsspec URL: `s3://bucket/folder`, `gs://…`, `memory://…`, a folder or a glob."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, ImageError
+from pipeline.imaging.decode import MAX_BYTES
+from serving.batch.names import shown
+from serving.batch.sources import Entry
+
+_STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+class RemoteFiles:
+    """Objects below a URL.
+
+    Args:
+        url: `protocol://folder`, or with a pattern.
+
+    Raises:
+        DataError: an unknown protocol, a package that is missing, or nothing there.
+    """
+
+    remote = True
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+        from fsspec.core import url_to_fs
+
+        self.url = url
+        self._pattern = ""
+        fixed = url
+        while glob.has_magic(fixed):
+            fixed = fixed.rpartition("/")[0]
+        try:
+            self._files, root = url_to_fs(fixed)
+            if fixed != url:
+                self._pattern = str(url_to_fs(url)[1])
+            self._root = str(root).rstrip("/")
+            if not self._files.exists(self._root or "/"):
+                raise DataError(f"{url} does not exist")
+        except (ImportError, ValueError) as error:
+            known = ", ".join(sorted({"s3", "gs", "abfs", "memory", "file"} & set(fsspec.available_protocols())))
+            raise DataError(f"{url}: {error} (protocols: {known}, …)") from error
+        except OSError as error:
+            raise DataError(f"{url}: {error}") from error
+
+    @property
+    def identity(self) -> str:
+        """The URL."""
+        return self.url
+
+    def path(self, name: bytes) -> Path | None:  # noqa: ARG002  # not on this machine
+        """None."""
+        return None
+
+    def entries(self) -> Iterator[Entry]:
+        """Every object, folder by folder; raises DataError where listing fails."""
+        try:
+            yield from self._listed()
+        except Exception as error:  # each protocol has exceptions of its own
+            raise DataError(f"{self.url}: cannot be listed: {type(error).__name__}: {error}") from error
+
+    def _listed(self) -> Iterator[Entry]:
+        if self._pattern:
+            for path, info in self._files.glob(self._pattern, detail=True).items():
+                if info["type"] == "file":
+                    yield self._entry(str(path), info)
+            return
+        troubles: list[tuple[str, Exception]] = []
+        walk = self._files.walk(self._root, detail=True, on_error=lambda error: troubles.append((self._root, error)))
+        for _, _, held in walk:
+            for info in held.values():
+                yield self._entry(str(info["name"]), info)
+        for place, error in troubles:
+            yield Entry(place.encode() + b"/", "", f"the folder cannot be read: {error}")
+
+    def _entry(self, path: str, info: dict[str, Any]) -> Entry:
+        name = path.removeprefix(self._root).lstrip("/") or path.rpartition("/")[2]
+        stamp = next((str(info[key]) for key in _STAMPS if info.get(key) is not None), "")
+        return Entry(name.encode("utf-8", "surrogateescape"), f"{info.get('size')}:{stamp}")
+
+    def read(self, name: bytes, limit: int | None = None) -> bytes:
+        """An object's first `limit` bytes, or all; raises ImageError."""
+        text = name.decode("utf-8", "surrogateescape")
+        single = self._root.rpartition("/")[2] == text and self._files.isfile(self._root)
+        place = self._root if single else f"{self._root}/{text}"
+        try:
+            data: bytes = self._files.cat_file(place, start=0, end=limit or MAX_BYTES + 1)
+        except Exception as error:  # each protocol has exceptions of its own
+            raise ImageError(f"{shown(name)}: {type(error).__name__}: {error}") from error
+        if limit is None and len(data) > MAX_BYTES:
+            raise ImageError(f"{shown(name)}: larger than {MAX_BYTES >> 20} MiB")
+        return data

@@ -1,0 +1,278 @@
+"""One batch prediction from start to end: list, answer what is missing, assemble, and tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.bundle import Bundle, HeadSpec
+from pipeline.errors import ConfigError, DataError
+from serving.batch.assemble import assemble, write_part
+from serving.batch.journal import Journal
+from serving.batch.local import LocalRun
+from serving.batch.names import shown
+from serving.batch.plan import Part, Plan
+from serving.batch.progress import Progress
+from serving.batch.report import report
+from serving.batch.resume import differences, run_identity
+from serving.batch.rows import ImageResult, table_of
+from serving.batch.settings import Settings
+from serving.batch.sources import Source, open_source
+from serving.batch.summary import Timing, summary_of
+from serving.batch.tally import Tally
+from serving.batch.views import check_views
+from serving.batch.work import Done, Worker
+from serving.batch.writers.base import Context
+from serving.batch.writers.registry import check_formats, once, run_writers
+from serving.engines.registry import usable_cores
+from serving.predictor import Predictor
+
+Say = Callable[[str], None]
+
+
+class Scorer(Protocol):
+    """Judges answers by labels.
+
+    Attributes:
+        ids, categories: as in Context.
+    """
+
+    ids: dict[str, int] | None
+    categories: dict[str, int] | None
+
+    def add(self, result: ImageResult) -> None:
+        """Takes the next image."""
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Metrics by head."""
+
+    def knows(self, name: bytes) -> bool:
+        """Whether an image is labelled."""
+
+
+MakeScorer = Callable[[Source, dict[str, HeadSpec]], Scorer]
+
+
+@dataclass(slots=True)
+class BatchRun:
+    """A batch prediction.
+
+    Attributes:
+        settings: the options.
+        bundle: the model.
+        say: takes lines for people.
+        terminal: whether those people see a terminal.
+        make_scorer: reads the labels for the images of a source, where there are any.
+    """
+
+    settings: Settings
+    bundle: Bundle
+    say: Say
+    terminal: bool = False
+    make_scorer: MakeScorer | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Answers everything that is not answered yet; returns the summary.
+
+        Raises:
+            ConfigError: options that cannot be had together, or an output folder with something else in it.
+            DataError: the source does not exist or holds no image, or the output folder cannot be written.
+            BundleError, EngineError: as `Predictor.load`.
+        """
+        self._check()
+        source = open_source(self.settings.source, self.settings.out)
+        journal = Journal(self.settings.out)
+        try:
+            return self._run(source, journal)
+        except OSError as error:
+            raise DataError(
+                f"{self.settings.out} cannot be written: {error.strerror or error}; when that is mended, the same"
+                " command goes on where it stopped"
+            ) from error
+        finally:
+            journal.close()
+
+    def _check(self) -> None:
+        check_formats(self.settings.formats)
+        heads, wanted = self.bundle.manifest.heads, self._heads()
+        for name in self.settings.heads or ():
+            if name not in heads:
+                raise ConfigError(f"--heads: the model has no head {name!r}; it has {', '.join(heads)}")
+        if not wanted:
+            raise ConfigError("--no-masks leaves nothing to answer: the model's heads are all masks")
+        check_views(self.settings, wanted)
+
+    def _heads(self) -> dict[str, HeadSpec]:
+        """The heads that are answered."""
+        only, masks = self.settings.heads, self.settings.masks
+        found = self.bundle.manifest.heads.items()
+        return {n: h for n, h in found if (only is None or n in only) and (masks or h.kind != "mask")}
+
+    def _run(self, source: Source, journal: Journal) -> dict[str, Any]:
+        started = time.perf_counter()
+        if self.settings.restart:
+            journal.clear()
+        state = journal.state()
+        identity = run_identity(self.settings, self.bundle, source)
+        if state is not None and (told := differences(state["identity"], identity)):
+            raise ConfigError(
+                f"{self.settings.out} holds a run with {told}; repeat it with those, name another folder with --out,"
+                " or throw it away with --restart"
+            )
+        plan = self._plan(source, journal, state)
+        try:
+            if state is not None and state["finished"]:
+                return self._finished(journal, state, plan)
+            return self._work(source, journal, state, identity, plan, started)
+        finally:
+            plan.close()
+
+    def _plan(self, source: Source, journal: Journal, state: dict[str, Any] | None) -> Plan:
+        """The list of files, compared with the one that an unfinished run began with."""
+        self.say(f"listing {self.settings.source}")
+        new, old = journal.home / "plan.new.sqlite", journal.home / "plan.sqlite"
+        plan = Plan.build(new, source.entries())
+        if not len(plan):
+            plan.close()
+            raise DataError(f"{self.settings.source} holds no file")
+        if state is not None and not state["finished"] and old.exists():
+            changes = plan.changes_since(old)
+            if changes:
+                examples = ", ".join(shown(name) for name in changes.examples)
+                self.say(
+                    f"since this run began, {changes.added} files were added, {changes.removed} removed and"
+                    f" {changes.changed} changed ({examples}); what they touch is answered anew"
+                )
+                if self.settings.per_image:
+                    journal.drop_outputs()
+        plan.close()
+        new.replace(old)
+        return Plan(old)
+
+    def _finished(self, journal: Journal, state: dict[str, Any], plan: Plan) -> dict[str, Any]:
+        """The summary of a run that was finished earlier."""
+        journal.drop_parts()
+        if plan.digest() != state["files"]:
+            raise ConfigError(
+                f"{self.settings.out} holds the finished run of {state['count']} files, of which some have changed, gone"
+                f" or come since ({len(plan)} now); name another folder with --out, or answer anew with --restart"
+            )
+        plan.path.unlink(missing_ok=True)
+        self.say(f"{self.settings.out} is finished already; nothing was done")
+        found: dict[str, Any] = json.loads((self.settings.out / "summary.json").read_text())
+        return found
+
+    def _work(
+        self,
+        source: Source,
+        journal: Journal,
+        state: dict[str, Any] | None,
+        identity: dict[str, Any],
+        plan: Plan,
+        started: float,
+    ) -> dict[str, Any]:
+        settings = self.settings
+        workers = settings.workers or usable_cores()
+        spec = state["engine"].split(" ")[0] if state is not None and settings.local_engine == "auto" else None
+        predictor = Predictor.load(self.bundle.path, spec or settings.local_engine, streams=workers)
+        report = predictor.engine.report()
+        engine = f"{report.spec} {report.version}"
+        if state is not None and state["engine"] != engine:
+            raise ConfigError(
+                f"{settings.out} was begun on engine {state['engine']}, this is {engine}, whose answers may differ in the"
+                " last digit; take that engine, another --out, or --restart"
+            )
+        # Mistakes in the labels are told before an hour's work, not after it.
+        scorer = self.make_scorer(source, self._heads()) if self.make_scorer is not None else None
+        if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
+            raise DataError(f"--data.root labels none of the images of {settings.source}; are they its images?")
+        state = {"identity": identity, "engine": engine, "finished": False}
+        journal.save_state(state)
+        timing = Timing()
+        self._answer(source, journal, plan, predictor, workers, timing)
+        summary = self._conclude(source, journal, plan, engine, timing, started, scorer)
+        journal.save_state(state | {"finished": True, "files": plan.digest(), "count": len(plan)})
+        journal.drop_parts()
+        plan.path.unlink()
+        return summary
+
+    def _answer(
+        self, source: Source, journal: Journal, plan: Plan, predictor: Predictor, workers: int, timing: Timing
+    ) -> None:
+        """Every part that does not stand yet."""
+        settings, stages = self.settings, defaultdict[str, float](float)
+        with Progress(len(plan), self.say, self.terminal) as progress:
+
+            def missing() -> Iterator[Part]:
+                for part in plan.parts(settings.part):
+                    if journal.part(part.digest).exists():
+                        progress.resumed(len(part.items))
+                    else:
+                        yield part
+
+            def store(part: Part, batches: list[Done]) -> None:
+                begun = time.perf_counter()
+                results = [result for done in batches for result in done.results]
+                journal.settle([name for done in batches for name in done.files])
+                with journal.placing(f".batch/parts/{part.digest}.arrow") as path:
+                    write_part(path, table_of(results))
+                for done in batches:
+                    for name, seconds in done.seconds.items():
+                        stages[name] += seconds
+                stages["write"] += time.perf_counter() - begun
+                timing.images += len(results)
+
+            if settings.ray:
+                from serving.batch.ray_run import RayRun
+
+                spec = predictor.engine.report().spec
+                RayRun(self.bundle, settings, spec, journal, store, progress.add).run(missing(), workers)
+            else:
+                worker = Worker(predictor, source, settings, journal, progress.add)
+                LocalRun(worker, workers, settings.batch, store).run(missing(), source.remote)
+        timing.stages = dict(stages)
+
+    def _conclude(
+        self,
+        source: Source,
+        journal: Journal,
+        plan: Plan,
+        engine: str,
+        timing: Timing,
+        started: float,
+        scorer: Scorer | None,
+    ) -> dict[str, Any]:
+        """Writes the final files."""
+        settings, manifest = self.settings, self.bundle.manifest
+        tally = Tally.of(self._heads(), settings.threshold)
+        context = Context(settings, manifest, *((scorer.ids, scorer.categories) if scorer else (None, None)))
+        begun = time.perf_counter()
+        assemble(
+            journal,
+            (journal.part(part.digest) for part in plan.parts(settings.part)),
+            run_writers(context),
+            tally,
+            scorer.add if scorer else None,
+        )
+        for name, data in once(context):
+            journal.put(name, data)
+        timing.stages["assemble"] = time.perf_counter() - begun
+        if not tally.answered and not tally.failed:
+            journal.clear()
+            raise DataError(f"{settings.source} holds no image ({tally.skipped} other files)")
+        about = {"source": source.identity, "options": settings.identity(), "engine": engine}
+        summary = summary_of(tally, manifest, about, scorer.scores() if scorer else None)
+        journal.put("report.html", report(summary, tally, manifest, source.read).encode())
+        timing.seconds = time.perf_counter() - started
+        summary["timing"] = timing.plain()
+        journal.put("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
+        return summary
+
+
+def exit_code(summary: dict[str, Any]) -> int:
+    """0 when every image was answered, 3 when some could not be."""
+    return 3 if summary["images"]["failed"] else 0

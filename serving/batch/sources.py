@@ -1,0 +1,238 @@
+"""Where images come from: a folder, a glob, a list file, one image, or an fsspec URL; listed without holding the list."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import ConfigError, DataError, ImageError
+from pipeline.imaging.decode import MAX_BYTES
+from serving.batch.names import shown
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that was found.
+
+    Attributes:
+        name: relative to the source, `/` between folders.
+        stamp: changes when the file changes.
+        problem: why it cannot be read; empty for a file.
+        skip: whether the problem is no loss (a link in a circle, a socket).
+    """
+
+    name: bytes
+    stamp: str = ""
+    problem: str = ""
+    skip: bool = False
+
+
+class Source(Protocol):
+    """A place of images; `remote` where each read waits for a network."""
+
+    remote: bool
+
+    @property
+    def identity(self) -> str:
+        """Tells this source from others, for resuming."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything found, in any order, each name once."""
+
+    def read(self, name: bytes, limit: int | None = None) -> bytes:
+        """A file's first `limit` bytes, or all; raises ImageError."""
+
+    def path(self, name: bytes) -> Path | None:
+        """The file on this machine, None where there is none."""
+
+
+class LocalFiles:
+    """Files below a folder of this machine.
+
+    Args:
+        root: the folder.
+        out: the output folder, which is left out where it lies inside.
+    """
+
+    remote = False
+
+    def __init__(self, root: Path, out: Path) -> None:
+        self.root, self._base = root, os.fsencode(root)
+        self._out = os.fsencode(out.resolve())
+
+    @property
+    def identity(self) -> str:
+        """The folder's absolute path."""
+        return shown(os.fsencode(self.root.resolve()))
+
+    def path(self, name: bytes) -> Path | None:
+        """The file."""
+        return Path(os.fsdecode(os.path.join(self._base, name)))
+
+    def read(self, name: bytes, limit: int | None = None) -> bytes:
+        """A file's first `limit` bytes, or all; raises ImageError."""
+        try:
+            with open(os.path.join(self._base, name), "rb") as file:
+                if limit is None and os.fstat(file.fileno()).st_size > MAX_BYTES:
+                    raise ImageError(f"{shown(name)}: larger than {MAX_BYTES >> 20} MiB")
+                return file.read(-1 if limit is None else limit)
+        except OSError as error:
+            raise ImageError(f"{shown(name)}: {error.strerror or error}") from error
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file below the folder. Links are followed, but not in a circle; hidden folders are named, not entered."""
+        stack: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
+        while stack:
+            folder, above = stack.pop()
+            place = os.path.join(self._base, folder)
+            try:
+                held = os.stat(place)
+                chain = above | {(held.st_dev, held.st_ino)}
+                with os.scandir(place) as children:
+                    for child in children:
+                        entry = self._entry(folder + child.name)
+                        if entry is not None:
+                            yield entry
+                        elif self._enters(folder + child.name, chain):
+                            stack.append((folder + child.name + b"/", chain))
+                        elif not self._is_out(folder + child.name):
+                            yield self._not_entered(folder + child.name, chain)
+            except OSError as error:
+                yield Entry(folder or b"./", "", f"the folder cannot be read: {error.strerror or error}")
+
+    def _entry(self, name: bytes) -> Entry | None:
+        """One file's Entry; None for a folder."""
+        try:
+            held = os.stat(os.path.join(self._base, name))
+        except OSError as error:
+            return Entry(name, "", f"cannot be read: {error.strerror or error}")
+        if stat.S_ISDIR(held.st_mode):
+            return None
+        if not stat.S_ISREG(held.st_mode):
+            return Entry(name, "", "not a regular file", skip=True)
+        return Entry(name, f"{held.st_size}:{held.st_mtime_ns}")
+
+    def _is_out(self, name: bytes) -> bool:
+        return os.path.realpath(os.path.join(self._base, name)) == self._out
+
+    def _enters(self, name: bytes, chain: frozenset[tuple[int, int]]) -> bool:
+        held = os.stat(os.path.join(self._base, name))
+        hidden = name.rpartition(b"/")[2].startswith(b".")
+        return (held.st_dev, held.st_ino) not in chain and not hidden and not self._is_out(name)
+
+    def _not_entered(self, name: bytes, chain: frozenset[tuple[int, int]]) -> Entry:
+        held = os.stat(os.path.join(self._base, name))
+        circle = (held.st_dev, held.st_ino) in chain
+        return Entry(name + b"/", "", "a link in a circle" if circle else "a hidden folder", skip=True)
+
+
+class ListedFiles(LocalFiles):
+    """Files that are named one by one: by a list file or a glob.
+
+    Args:
+        root: the folder that all names lie below.
+        out: the output folder, whose files are left out.
+        given: how to name the source to people.
+        names: gives the names anew at each call; paths, absolute.
+    """
+
+    def __init__(self, root: Path, out: Path, given: str, names: object) -> None:
+        super().__init__(root, out)
+        self._given, self._names = given, names
+
+    @property
+    def identity(self) -> str:
+        """The list or pattern as it was given."""
+        return self._given
+
+    def entries(self) -> Iterator[Entry]:
+        """The named files; a name that stands twice is taken once by the plan."""
+        assert callable(self._names)
+        for path in self._names():
+            name = os.path.relpath(path, self._base)
+            if os.path.realpath(path).startswith(self._out + b"/"):
+                continue
+            entry = self._entry(name)
+            if entry is not None:
+                yield entry
+            elif self._given.startswith("list "):
+                yield Entry(name, "", "is a folder, not an image")
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Absolute paths of a list file: one a line, or ended by NUL as `find -print0` writes them."""
+    folder = os.fsencode(file.parent.resolve())
+    with file.open("rb") as content:
+        zero = b"\0" in content.read(1 << 16)
+        content.seek(0)
+        rest = b""
+        while block := content.read(1 << 16):
+            *whole, rest = (rest + block).split(b"\0" if zero else b"\n")
+            yield from _absolute(whole, folder, zero)
+        yield from _absolute([rest], folder, zero)
+
+
+def _absolute(lines: list[bytes], folder: bytes, zero: bool) -> Iterator[bytes]:
+    for line in lines:
+        name = line if zero else line.rstrip(b"\r")
+        if name:
+            yield os.path.normpath(os.path.join(folder, name))
+
+
+def _common_root(file: Path) -> Path:
+    """The folder below which every path of a list lies."""
+    common: bytes | None = None
+    for path in _lines(file):
+        folder = os.path.dirname(path)
+        common = folder if common is None else os.path.commonpath([common, folder])
+    if common is None:
+        raise DataError(f"list {file} names no file")
+    return Path(os.fsdecode(common))
+
+
+def open_source(given: str, out: Path) -> Source:
+    """The source that `SOURCE` means.
+
+    Raises:
+        ConfigError: it lies inside the output folder.
+        DataError: it does not exist, or its protocol's package is not installed.
+    """
+    if "://" in given:
+        from serving.batch.remote import RemoteFiles
+
+        return RemoteFiles(given)
+    path = Path(given)
+    if path.is_dir():
+        if path.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(f"{given} lies inside the output folder {out}; name another folder with --out")
+        return LocalFiles(path, out)
+    if path.is_file():
+        return _file_source(path, out)
+    if glob.has_magic(given):
+        fixed = Path(given)
+        while glob.has_magic(str(fixed)):
+            fixed = fixed.parent
+        pattern = os.path.abspath(os.fsencode(given))
+        return ListedFiles(
+            fixed.resolve(), out, f"glob {given}", lambda: glob.iglob(pattern, recursive=True, include_hidden=True)
+        )
+    raise DataError(f"{given} does not exist; give a folder, a glob in quotes, a list file or an fsspec URL")
+
+
+def _file_source(path: Path, out: Path) -> Source:
+    from serving.batch.kinds import looks_like_image
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    if looks_like_image(os.fsencode(path.name), head):
+        only = os.fsencode(path.resolve())
+        return ListedFiles(path.resolve().parent, out, f"image {path.resolve()}", lambda: iter([only]))
+    return ListedFiles(_common_root(path), out, f"list {path.resolve()}", lambda: _lines(path))

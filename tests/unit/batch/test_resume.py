@@ -1,0 +1,218 @@
+"""A run that is stopped, at any moment, goes on to the same bytes; and what has changed meanwhile is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.bundle import read_bundle, write_manifest
+from pipeline.errors import ConfigError, DataError
+from serving.batch.run import exit_code
+from serving.batch.writers.registry import FORMATS
+from tests.unit.batch.helpers import content, fill, picture, predict
+from tests.unit.bundles import known_bundle
+
+ROOT = Path(__file__).parents[3]
+EVERYTHING = {"formats": FORMATS, "overlay": True, "crops": True}
+OPTIONS = ["--engine", "onnxruntime", "--part", "4", "--format", ",".join(FORMATS), "--overlay", "--crops"]
+DIES = """
+import os, sys
+left, real = int(sys.argv.pop(1)), os.replace
+def replace(*names):
+    global left
+    left -= 1
+    if left < 0:
+        os._exit(9)
+    real(*names)
+os.replace = replace
+from pipeline.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command in a process that vanishes, as by kill -9, in front of its Nth renaming."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return known_bundle(tmp_path_factory.mktemp("model") / "known")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = fill(tmp_path_factory.mktemp("pictures") / "in", 30)
+    (place / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    return place
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder, model, tmp_path_factory):
+    """What an unbroken run wrote."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    predict(folder, model, out, part=4, **EVERYTHING)
+    return content(out)
+
+
+def start(folder, model, out, *before):
+    command = [
+        sys.executable,
+        *before,
+        "batch-predict",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        *OPTIONS,
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TRIFOCAL_TUNED": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("renamings", [0, 1, 40, 133, 141])
+def test_a_run_that_vanishes_between_two_steps_goes_on_to_the_same_bytes(renamings, folder, model, unbroken, tmp_path):
+    out = tmp_path / "out"
+    with start(folder, model, out, "-c", DIES, str(renamings)) as process:
+        assert process.wait(60) == 9
+    stood = len(list((out / ".batch" / "parts").glob("*.arrow")))
+    summary, lines = predict(folder, model, out, part=4, **EVERYTHING)
+    assert content(out) == unbroken
+    assert summary["timing"]["images"] == max(0, 31 - 4 * stood)
+    assert any("going on" in line for line in lines) == bool(stood)
+
+
+def test_kill_minus_nine_at_any_moment(folder, model, unbroken, tmp_path):
+    out, kills = tmp_path / "out", 0
+    for parts in (1, 4):
+        with start(folder, model, out, "-m", "pipeline.cli") as process:
+            until = time.monotonic() + 60
+            while len(list(out.glob(".batch/parts/*.arrow"))) < parts and time.monotonic() < until:
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait(60) == -9
+    assert kills
+    predict(folder, model, out, part=4, **EVERYTHING)
+    assert content(out) == unbroken
+
+
+def interrupted(folder, model, out, monkeypatch, after=2, **options):
+    """A run stopped by its user when some parts stand."""
+    import serving.batch.run as running
+
+    real, calls = running.write_part, []
+
+    def stop(*arguments):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(1)
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "write_part", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(folder, model, out, part=4, **options)
+
+
+def test_workers_do_not_change_the_answers(folder, model, unbroken, tmp_path):
+    predict(folder, model, tmp_path / "out", part=4, workers=1, **EVERYTHING)
+    assert content(tmp_path / "out") == unbroken
+
+
+def test_changed_files_are_noticed_and_only_they_are_answered_anew(model, tmp_path, monkeypatch):
+    folder, out = fill(tmp_path / "in", 20), tmp_path / "out"
+    interrupted(folder, model, out, monkeypatch, after=3)
+    (folder / "001.png").write_bytes(picture(99, 50, 50))
+    (folder / "019.png").unlink()
+    (folder / "zzz.png").write_bytes(picture(98))
+    summary, lines = predict(folder, model, out, part=4)
+    assert any("1 files were added, 1 removed and 1 changed" in line and "001.png" in line for line in lines)
+    predict(folder, model, tmp_path / "fresh", part=4)
+    assert content(out) == content(tmp_path / "fresh")
+    assert summary["timing"]["images"] <= 20 - 4  # one finished part at least did not change
+
+
+def test_changed_files_after_the_end_are_told(model, tmp_path):
+    folder, out = fill(tmp_path / "in", 3), tmp_path / "out"
+    first, _ = predict(folder, model, out)
+    again, lines = predict(folder, model, out)
+    assert again == first
+    assert any("finished already" in line for line in lines)
+    (folder / "new.png").write_bytes(picture(9))
+    before = content(out)
+    with pytest.raises(ConfigError, match=r"finished run of 3 files, of which some have changed.*4 now.*--restart"):
+        predict(folder, model, out)
+    assert content(out) == before
+    renewed, _ = predict(folder, model, out, restart=True)
+    assert renewed["images"]["answered"] == 4
+
+
+def test_changed_options_and_model_are_told_by_name(folder, model, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    interrupted(folder, model, out, monkeypatch)
+    with pytest.raises(ConfigError, match=r"holds a run with part 4 instead of 5, threshold None instead of 0.3"):
+        predict(folder, model, out, part=5, threshold=0.3)
+    with pytest.raises(ConfigError, match="the source "):
+        predict(fill(tmp_path / "other", 1), model, out, part=4)
+    other = known_bundle(tmp_path / "other_model")
+    write_manifest(other, replace(read_bundle(other).manifest, version="2"))
+    with pytest.raises(ConfigError, match=r"another model .known 1."):
+        predict(folder, other, out, part=4)
+    state = json.loads((out / ".batch" / "run.json").read_text())
+    (out / ".batch" / "run.json").write_text(json.dumps(state | {"engine": "onnxruntime:fp32 0.1"}))
+    with pytest.raises(ConfigError, match=r"begun on engine onnxruntime:fp32 0.1"):
+        predict(folder, model, out, part=4)
+
+
+def test_a_foreign_folder_is_left_alone(folder, model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match="holds something else; name another folder"):
+            predict(folder, model, out, restart=restart)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_two_runs_do_not_share_a_folder(folder, model, tmp_path, monkeypatch):
+    import serving.batch.run as running
+
+    real = running.assemble
+    told = []
+
+    def second(*arguments):
+        try:
+            predict(folder, model, tmp_path / "out")
+        except ConfigError as error:
+            told.append(str(error))
+        real(*arguments)
+
+    monkeypatch.setattr(running, "assemble", second)
+    predict(folder, model, tmp_path / "out")
+    assert len(told) == 1
+    assert "another batch-predict is writing there" in told[0]
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(folder, model, unbroken, tmp_path, monkeypatch):
+    import serving.batch.run as running
+
+    out = tmp_path / "out"
+
+    def full(*arguments):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "write_part", full)
+        with pytest.raises(
+            DataError, match=f"{out} cannot be written: No space left on device; .*the same command goes on"
+        ):
+            predict(folder, model, out, part=4, **EVERYTHING)
+    assert content(out).items() < unbroken.items()
+    summary, _ = predict(folder, model, out, part=4, **EVERYTHING)
+    assert content(out) == unbroken
+    assert exit_code(summary) == 3

@@ -1,0 +1,145 @@
+"""Answers scored by labels: the same figures as the trainer's own metrics, and COCO's numbers kept."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from pipeline.batch_scores import LabelScorer
+from pipeline.bundle import read_bundle
+from pipeline.errors import ConfigError, DataError
+from pipeline.export.scoring import EVERYTHING, as_prediction, metrics_for
+from pipeline.records import BoxTarget, ClassTarget, MaskTarget
+from serving.batch.run import BatchRun
+from serving.predictor import Predictor
+from tests.unit.batch.helpers import settings_for
+from tests.unit.bundles import HEADS, known_bundle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return known_bundle(tmp_path_factory.mktemp("model") / "known")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Twelve pictures with random labels of all three kinds: COCO boxes, index masks, a table."""
+    root, rng = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    for folder in ("images", "masks", "annotations"):
+        (root / folder).mkdir()
+    entries, boxes, table, truth = [], [], ["file,colour"], []
+    for number in range(12):
+        height, width = int(rng.integers(30, 70)), int(rng.integers(30, 70))
+        name = f"{number:02d}.png"
+        cv2.imwrite(str(root / "images" / name), rng.integers(0, 255, (height, width, 3)).astype(np.uint8))
+        mask = rng.integers(0, 2, (height, width)).astype(np.uint8)
+        mask[:3] = 255
+        cv2.imwrite(str(root / "masks" / name), mask)
+        entries.append({"id": 700 + number, "file_name": name, "width": width, "height": height})
+        scale = 32 / max(height, width)
+        known = np.asarray([8, 16, 24, 32]) - np.tile([(32 - width * scale) / 2, (32 - height * scale) / 2], 2)
+        corners = np.clip(known / scale + rng.normal(0, 2, 4), 0, [width, height, width, height])
+        kind, colour = int(rng.integers(0, 2)), int(rng.integers(0, 3))
+        xywh = [corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]]
+        boxes.append({
+            "id": number + 1, "image_id": 700 + number, "category_id": [4, 9][kind],
+            "bbox": [float(v) for v in xywh], "area": float(xywh[2] * xywh[3]), "iscrowd": 0,
+        })  # fmt: skip
+        table.append(f"images/{name},{('red', 'green', 'blue')[colour]}")
+        truth.append((name, colour, corners.astype(np.float32), kind, mask))
+    categories = [{"id": 4, "name": "thing"}, {"id": 9, "name": "other"}]
+    coco = {"images": entries, "categories": categories, "annotations": boxes}
+    (root / "annotations" / "instances.json").write_text(json.dumps(coco))
+    (root / "classes.txt").write_text("warm\ncold\n")
+    (root / "labels.csv").write_text("\n".join(table) + "\n")
+    return root, truth
+
+
+def scored(source, model, out, labels, form="auto", **options):
+    settings = settings_for(source, model, out, labels=str(labels), part=5, **options)
+    return BatchRun(
+        settings, read_bundle(model), lambda line: None, False, partial(LabelScorer, Path(labels), form)
+    ).run()
+
+
+def test_scores_are_those_of_the_trainers_metrics(labelled, model, tmp_path):
+    root, truth = labelled
+    found = scored(root / "images", model, tmp_path / "out", root)["scores"]
+    predictor = Predictor.load(model, "onnxruntime")
+    wanted = {name: metrics_for(head.space) for name, head in HEADS.items()}
+    yes = torch.ones(1, dtype=torch.bool)
+    for name, colour, box, kind, mask in truth:
+        (answer,) = predictor.predict([root / "images" / name], EVERYTHING)
+        targets = {
+            "colour": ClassTarget(torch.eye(3)[colour][None], yes),
+            "things": BoxTarget(
+                torch.from_numpy(box)[None, None], torch.tensor([[kind]]), torch.zeros(1, 1, dtype=torch.bool), yes
+            ),
+            "ground": MaskTarget(torch.from_numpy(mask)[None], yes),
+        }
+        for head, metric in wanted.items():
+            metric.update(as_prediction(answer.heads[head]), targets[head], [None])
+    assert set(found) == set(HEADS)
+    for head, metric in wanted.items():
+        figures = metric.compute()
+        assert found[head]["images"] == 12
+        compared = [key for key in found[head] if key != "images"]
+        assert {"colour": "F1", "things": "AP50/other", "ground": "IoU/cold"}[head] in compared
+        for key in compared:
+            assert found[head][key] == pytest.approx(figures[key], abs=1e-5), (head, key)
+    assert 0.05 < found["things"]["AP50"] < 1
+
+
+def test_a_coco_file_keeps_its_numbers_and_pycocotools_agrees(labelled, model, tmp_path, capsys):
+    root, _ = labelled
+    truth = root / "annotations" / "instances.json"
+    summary = scored(root / "images", model, tmp_path / "out", truth, formats=("coco",))
+    known = COCO(str(truth))
+    judge = COCOeval(known, known.loadRes(str(tmp_path / "out" / "coco" / "things.json")), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    capsys.readouterr()
+    assert set(summary["scores"]) == {"things"}
+    assert summary["scores"]["things"]["AP"] == pytest.approx(judge.stats[0], abs=1e-6)
+    assert summary["scores"]["things"]["AP50"] == pytest.approx(judge.stats[1], abs=1e-6)
+    images = json.loads((tmp_path / "out" / "coco" / "images.json").read_text())
+    assert {c["name"]: c["id"] for c in images["categories"] if c["supercategory"] == "things"} == {
+        "thing": 4,
+        "other": 9,
+    }
+
+
+def test_labels_that_do_not_fit_are_told_before_any_work(labelled, model, tmp_path):
+    root, _ = labelled
+    with pytest.raises(DataError, match="not a folder"):
+        scored(root / "images", model, tmp_path / "out", tmp_path / "nowhere")
+    other = tmp_path / "other"
+    (other / "labels").mkdir(parents=True)
+    content = json.loads((root / "annotations" / "instances.json").read_text())
+    content["categories"][0]["name"] = "cat"
+    (other / "coco.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="class 'cat' is unknown to the model, which knows thing, other"):
+        scored(root / "images", model, tmp_path / "out", other / "coco.json")
+    with pytest.raises(DataError, match=r"no label field .* is what a head answers"):
+        scored(root / "images", model, tmp_path / "out", root, "coco", heads=("colour",))
+    assert not (tmp_path / "out" / "predictions.parquet").exists()
+    with pytest.raises(ConfigError, match="on this machine only"):
+        LabelScorer(root, "auto", object(), HEADS)
+
+
+def test_labels_of_other_images_are_told(labelled, model, tmp_path):
+    root, _ = labelled
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.png").write_bytes((root / "images" / "00.png").read_bytes())
+    with pytest.raises(DataError, match="labels none of the images"):
+        scored(tmp_path / "in", model, tmp_path / "out", root)
+    assert not list((tmp_path / "out" / ".batch" / "parts").iterdir())
