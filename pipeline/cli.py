@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "write a checkpoint as a bundle (ONNX, TorchScript) that is proven to answer as it does",
     "describe": "tell what a bundle holds, where it came from and how it was checked",
     "evaluate": "measure a bundle on labelled images by the trainer's own metrics",
+    "serve": "answer pictures over HTTP: a page for people, an API for programs",
     "demo": "train, test and picture the three-task network on built-in data",
 }
 """Every subcommand with its line of help."""
@@ -73,6 +74,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from pipeline.data.show import main as show_data
 
         return show_data(rest)
+    if command == "serve":
+        from serving.command import main as serve
+
+        return serve(rest)
     _tune_process()
     signal.signal(signal.SIGTERM, _terminated)
     if command in {"export", "describe", "evaluate"}:

@@ -1,0 +1,45 @@
+"""The application: routes, problem documents and the envelope, over a service."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.middleware import INTERNAL, Envelope, problem_response
+from serving.problems import Problem
+from serving.routes import operate, predict
+from serving.service import Service
+
+
+def build_app(service: Service) -> Envelope:
+    """The ASGI application of a service."""
+    app = FastAPI(
+        title="Trifocal",
+        summary="Image labels, boxes and masks from one network.",
+        version="1",
+        openapi_url="/openapi.json",
+    )
+    app.state.service = service
+    app.include_router(predict.router)
+    app.include_router(operate.router)
+    for kind, handler in ((Problem, _problem), (HTTPException, _refused), (Exception, _fault)):
+        app.add_exception_handler(kind, handler)
+    return Envelope(app, service)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return problem_response(error, request.scope["state"])
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, told as ours."""
+    status = getattr(error, "status_code", 500)
+    kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "bad-request")
+    return problem_response(Problem(kind, f"{request.method} {request.url.path[:200]}"), request.scope["state"])
+
+
+async def _fault(request: Request, error: Exception) -> Response:  # noqa: ARG001  # the envelope logs it
+    return problem_response(Problem("internal", INTERNAL), request.scope["state"])

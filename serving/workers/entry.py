@@ -1,0 +1,21 @@
+"""How a worker process begins: its socket and the slab's descriptor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from multiprocessing.connection import Connection
+
+
+def enter(pipe: Connection) -> tuple[socket.socket, int]:
+    """In a new worker process: its socket, and the descriptor it was sent.
+
+    The service alone decides when a worker ends, by closing the pipe: signals to the whole group pass it by.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    own = socket.socket(fileno=os.dup(pipe.fileno()))
+    pipe.close()
+    _, descriptors, _, _ = socket.recv_fds(own, 1, 1)
+    return own, descriptors[0]
