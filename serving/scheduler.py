@@ -53,6 +53,7 @@ class Scheduler(Generic[Work, Result]):
         self._run, self._max_batch, self._delay_s, self._observe = run, max_batch, delay_s, observe
         self._queue: deque[_Entry[Work, Result]] = deque()
         self._idle: list[asyncio.Future[None]] = []
+        self._free = streams
         self._loop = asyncio.get_running_loop()
         self._streams = [asyncio.ensure_future(self._stream()) for _ in range(streams)]
 
@@ -92,7 +93,11 @@ class Scheduler(Generic[Work, Result]):
         while True:
             batch = await self._next()
             if batch:
-                await self._compute(batch)
+                self._free -= 1
+                try:
+                    await self._compute(batch)
+                finally:
+                    self._free += 1
 
     async def _next(self) -> list[_Entry[Work, Result]]:
         """The oldest item, and those behind it that fit into its batch; those given up meanwhile are dropped."""
@@ -102,9 +107,11 @@ class Scheduler(Generic[Work, Result]):
             await turn
         if self._delay_s and len(self) < self._max_batch:
             await asyncio.sleep(self._delay_s)
+        # Free streams share what there is: a batch is for when all others are busy.
+        most = min(self._max_batch, max(1, -(-len(self) // self._free)))
         batch: list[_Entry[Work, Result]] = []
         kept: deque[_Entry[Work, Result]] = deque()
-        while self._queue and len(batch) < self._max_batch:
+        while self._queue and len(batch) < most:
             entry = self._queue.popleft()
             if entry.future.done():
                 continue
