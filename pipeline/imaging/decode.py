@@ -70,14 +70,14 @@ def _decode(data: bytes, name: str, at_least: int | None, max_pixels: int) -> tu
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ImageSizeError(f"{name}: {image.width} x {image.height} is more than {max_pixels} pixels")
-        size = _upright_size(image)
         if image.format == "JPEG" and image.mode in {"RGB", "L"}:
-            turned = _orientation(image)
+            size, turned = _upright_size(image), _orientation(image)
             pixels = _decode_jpeg(data, (image.height, image.width), at_least)
             return _turn(pixels, turned), size
         # The pixels first: on a broken file, asking for EXIF first would hide the damage.
         image.load()
-        return _to_rgb(image), size
+        upright = _to_rgb(image)
+        return upright, upright.shape[:2]
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], at_least: int | None) -> Pixels:
@@ -100,7 +100,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.format in {"JPEG", "TIFF"} and _orientation(image) >= 5
+    turned = image.format in {"JPEG", "MPO", "PNG", "TIFF", "WEBP"} and _orientation(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

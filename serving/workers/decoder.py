@@ -40,7 +40,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
         settings: `size` (height, width) of the network's input, `max_pixels` of a picture, `memory` in bytes,
             `seconds` for a job, `spaces` by head for drawing.
     """
-    own, descriptor = enter(pipe)
+    own, descriptor = enter(pipe, "decoder")
     cv2.setNumThreads(1)
     # Counted from here on: what was inherited is not the picture's doing.
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + settings["memory"],) * 2)

@@ -33,7 +33,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
         pipe: to the service.
         settings: `bundle` folder, `engine`, `threads`, `buckets` of batch sizes, `size` (height, width).
     """
-    own, descriptor = enter(pipe)
+    own, descriptor = enter(pipe, "engine")
     with contextlib.suppress(EOFError, ConnectionError):
         try:
             worker = EngineWorker(settings, mmap.mmap(descriptor, 0))

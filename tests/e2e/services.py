@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -60,8 +61,18 @@ class Running:
             time.sleep(0.02)
 
     def family(self, kind: str = "") -> list[psutil.Process]:
-        """All processes below it; `kind` picks those whose name in the log of processes contains it."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """All processes below it; `kind`, `decoder` or `engine`, picks some."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if kind in process.name() and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def metric(self, name: str) -> float:
+        """One sample of /metrics by the start of its line; 0 where it is absent."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ends it; its exit code. Asserts that no process stays."""

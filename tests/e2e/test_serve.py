@@ -132,9 +132,9 @@ def test_probes_model_and_metrics(service):
     model = service.client.get("/model").json()
     assert (model["name"], model["version"]) == ("known", "1")
     assert model["heads"]["things"]["classes"] == ["thing", "other"]
-    before = _metric(service, 'trifocal_images_total{outcome="answered"}')
+    before = service.metric('trifocal_images_total{outcome="answered"}')
     service.client.post("/predict", files=[("images", ("a.png", picture()))] * 3)
-    assert _metric(service, 'trifocal_images_total{outcome="answered"}') == before + 3
+    assert service.metric('trifocal_images_total{outcome="answered"}') == before + 3
     assert service.client.get("/nowhere").status_code == 404
     assert service.client.get("/predict").json()["status"] == 405
 
@@ -158,8 +158,3 @@ def test_no_training_package_is_imported_by_the_service():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def _metric(service, name):
-    lines = service.client.get("/metrics").text.splitlines()
-    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
