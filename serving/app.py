@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serving.middleware import INTERNAL, Envelope, problem_response
 from serving.problems import Problem
-from serving.routes import operate, predict
+from serving.routes import operate, page, predict
 from serving.service import Service
 
 
@@ -22,8 +22,8 @@ def build_app(service: Service) -> Envelope:
         openapi_url="/openapi.json",
     )
     app.state.service = service
-    app.include_router(predict.router)
-    app.include_router(operate.router)
+    for routes in (page, predict, operate):
+        app.include_router(routes.router)
     for kind, handler in ((Problem, _problem), (HTTPException, _refused), (Exception, _fault)):
         app.add_exception_handler(kind, handler)
     return Envelope(app, service)
