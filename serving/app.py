@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serving.middleware import INTERNAL, Envelope, problem_response
 from serving.problems import Problem
-from serving.routes import operate, page, predict
+from serving.routes import operate, page, predict, v2
 from serving.service import Service
 
 
@@ -22,7 +22,7 @@ def build_app(service: Service) -> Envelope:
         openapi_url="/openapi.json",
     )
     app.state.service = service
-    for routes in (page, predict, operate):
+    for routes in (page, predict, operate, v2):
         app.include_router(routes.router)
     for kind, handler in ((Problem, _problem), (HTTPException, _refused), (Exception, _fault)):
         app.add_exception_handler(kind, handler)

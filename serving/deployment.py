@@ -41,6 +41,16 @@ class ImageAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorAnswer:
+    """One picture's outputs as bytes in order, its readable answer as JSON bytes, and its size upright."""
+
+    tensors: bytes
+    heads: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     lease: Lease
     item: dict[str, Any]
@@ -136,15 +146,26 @@ class Deployment:
             self._metrics.stage(stage, value)
         return ImageAnswer(done.payload, height, width, found["format"], found["notes"], seconds)
 
-    async def infer(self, pixels: bytes | memoryview) -> bytes:
-        """RGB uint8 (height, width, 3) of the network's size to all outputs' bytes in order; raises Problem."""
+    async def infer(self, data: bytes, name: str, encoded: bool) -> TensorAnswer:
+        """A picture, or RGB uint8 (height, width, 3) of the network's size, to all outputs and the readable answer.
+
+        Raises:
+            Problem: as `predict`.
+        """
         lease = self._slab.lend()
         try:
-            self._slab.put(lease.slot, pixels)
-            done, _ = await self._compute(_Job(lease, {"mode": "tensors"}))
+            if encoded:
+                frame = (await self._decode(data, name, lease))["frame"]
+            else:
+                self._slab.put(lease.slot, data)
+                size = self.manifest.input.size
+                frame = {"source": size, "target": size, "inner": size, "top": 0, "left": 0}
+            item = {"mode": "tensors", "frame": frame, "heads": None, "threshold": None, "masks": "rle"}
+            done, _ = await self._compute(_Job(lease, item))
         finally:
             lease.drop()
-        return done.payload
+        end = self.ready["outputs"][-1]["end"]
+        return TensorAnswer(done.payload[:end], done.payload[end:], *frame["source"])
 
     async def draw(self, data: bytes, name: str, answer: ImageAnswer, image_format: str) -> bytes:
         """The picture with its answer (masks as PNG) drawn over it, encoded; raises Problem."""

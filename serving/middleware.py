@@ -50,6 +50,7 @@ class Envelope:
         request_id = _request_id(headers.get(b"x-request-id", b""))
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["oip"] = scope["path"].startswith("/v2")
         begun, status = time.perf_counter(), 0
 
         async def answer(message: Message) -> None:
@@ -120,4 +121,4 @@ def problem_response(problem: Problem, state: MutableMapping[str, Any]) -> Respo
         headers["WWW-Authenticate"] = "Bearer"
     if problem.kind in _CLOSING:
         headers["Connection"] = "close"
-    return Response(problem.encode(state["request_id"]), problem.status, headers, MEDIA_TYPE)
+    return Response(problem.encode(state["request_id"], state["oip"]), problem.status, headers, MEDIA_TYPE)

@@ -63,8 +63,8 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         """The HTTP status."""
         return KINDS[self.kind].status
 
-    def document(self, instance: str = "") -> dict[str, Any]:
-        """The members of the problem document; `instance` is the request id."""
+    def document(self, instance: str = "", oip: bool = False) -> dict[str, Any]:
+        """The members of the problem document; `instance` is the request id, `oip` adds that protocol's own member."""
         kind = KINDS[self.kind]
         found = {
             "type": f"urn:trifocal:problem:{self.kind}",
@@ -73,12 +73,14 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
             "detail": self.detail,
             "remedy": kind.remedy,
         }
+        if oip:
+            found["error"] = f"{kind.title}: {self.detail}"
         return {**found, "instance": f"urn:trifocal:request:{instance}"} if instance else found
 
     def headers(self) -> dict[str, str]:
         """What goes with the document."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
-    def encode(self, instance: str = "") -> bytes:
+    def encode(self, instance: str = "", oip: bool = False) -> bytes:
         """The document as JSON."""
-        return json.dumps(self.document(instance), separators=(",", ":")).encode()
+        return json.dumps(self.document(instance, oip), separators=(",", ":")).encode()

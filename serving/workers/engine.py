@@ -106,13 +106,15 @@ class EngineWorker:
         return self._slots[slots + slots[-1:] * (size - len(slots))]
 
     def _render(self, outputs: Outputs, index: int, item: dict[str, Any]) -> bytes:
+        tensors = b""
         if item["mode"] == "tensors":
-            return b"".join(np.ascontiguousarray(outputs[name][index]).tobytes() for name in self._outputs)
+            tensors = b"".join(np.ascontiguousarray(outputs[name][index]).tobytes() for name in self._outputs)
         frame = frame_from(item["frame"])
         heads = item["heads"]
         options = Options(item["threshold"], None if heads is None else tuple(heads), item["masks"] != "none")
         answer = answer_of(outputs, index, frame, self._heads, options)
-        return json.dumps(render_answer(answer, self._heads, item["masks"]), separators=(",", ":")).encode()
+        text = json.dumps(render_answer(answer, self._heads, item["masks"]), separators=(",", ":"))
+        return tensors + text.encode()
 
 
 def frame_from(plain: dict[str, Any]) -> Letterbox:
@@ -122,6 +124,12 @@ def frame_from(plain: dict[str, Any]) -> Letterbox:
 
 
 def _signature(engine: Engine, size: tuple[int, int], names: list[str]) -> list[dict[str, Any]]:
-    """Each output's name, type and shape without the batch."""
+    """Each output's name, type and shape without the batch, and where its bytes lie among all outputs' of a picture."""
     found = engine.infer(grey(1, size))
-    return [{"name": name, "dtype": str(found[name].dtype), "shape": list(found[name].shape[1:])} for name in names]
+    signature, at = [], 0
+    for name in names:
+        value = found[name]
+        place = {"start": at, "end": at + value[0].nbytes}
+        signature.append({"name": name, "dtype": str(value.dtype), "shape": list(value.shape[1:]), **place})
+        at += value[0].nbytes
+    return signature
