@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Starts the service; returns the exit code when a signal has ended it. Raises TrifocalError."""
     settings = parse(argv)
+    if settings.workers > 1:
+        return _several(settings)
     from serving.workers.pool import start_nursery
 
     # While these modules load here, the workers' load there.
@@ -34,15 +37,57 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-async def _run(settings: Settings, listening: socket.socket, metrics: Metrics) -> None:
+def _several(settings: Settings) -> int:
+    """Several processes on one socket; their metrics lie in files of a folder that ends with them."""
+    with tempfile.TemporaryDirectory(prefix="trifocal-metrics-") as folder:
+        # prometheus_client looks at this when it is imported.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from prometheus_client.multiprocess import mark_process_dead
+
+        from serving.observe import Metrics, set_up_logs
+        from serving.server import bind
+        from serving.supervisor import Supervisor
+
+        set_up_logs(settings.log_format)
+        listening = bind(settings)
+
+        def work(ready: Callable[[], None], alive: int) -> None:
+            from serving.workers.pool import start_nursery
+
+            start_nursery()
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(_run(settings, listening, Metrics(shared=True), ready, alive))
+
+        return Supervisor(work, settings.workers, mark_process_dead).run()
+
+
+async def _run(
+    settings: Settings,
+    listening: socket.socket,
+    metrics: Metrics,
+    ready: Callable[[], None] | None = None,
+    alive: int | None = None,
+) -> None:
+    from serving.follow import Follower
+    from serving.registry import parse_ref
     from serving.server import serve
     from serving.service import Service
 
     service = Service(settings, metrics)
+    following: asyncio.Task[None] | None = None
     try:
-        await service.deploy(Path(settings.model))
-        await serve(service, listening)
+        ref = parse_ref(settings.model)
+        if ref is None:
+            await service.deploy(Path(settings.model))
+        else:
+            follower = Follower(service, ref)
+            await follower.start()
+            following = asyncio.ensure_future(follower.run()) if ref.alias else None
+        await serve(service, listening, ready, alive)
     finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
         await service.close()
 
 

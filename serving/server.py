@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -109,8 +109,17 @@ def bind(settings: Settings) -> socket.socket:
     return found
 
 
-async def serve(service: Service, listening: socket.socket) -> None:
-    """Answers until a signal ends it."""
+async def serve(
+    service: Service, listening: socket.socket, ready: Callable[[], None] | None = None, alive: int | None = None
+) -> None:
+    """Answers until a signal ends it.
+
+    Args:
+        service: what answers.
+        listening: where.
+        ready: called when it listens.
+        alive: a pipe whose other end a supervisor holds: when that is gone, this process ends too.
+    """
     settings = service.settings
     protocol = type(
         "Protocol",
@@ -130,4 +139,15 @@ async def serve(service: Service, listening: socket.socket) -> None:
     )
     host, port = listening.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    await DrainingServer(config, service).serve(sockets=[listening])
+    server = DrainingServer(config, service)
+    loop = asyncio.get_running_loop()
+    if alive is not None:
+
+        def orphaned() -> None:
+            loop.remove_reader(alive)
+            server.drain()
+
+        loop.add_reader(alive, orphaned)
+    if ready is not None:
+        ready()
+    await server.serve(sockets=[listening])

@@ -35,7 +35,7 @@ class Running:
         found = self.wait_for(r"listening on (http://\S+)")
         self.url = found.group(1)
         self.client = httpx.Client(base_url=self.url, timeout=30)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not self.ready():
             assert time.monotonic() < deadline, self.text
             time.sleep(0.02)
@@ -50,7 +50,7 @@ class Running:
     def text(self) -> str:
         return "".join(self.log)
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = 200) -> re.Match[str]:
         deadline = time.monotonic() + seconds
         while True:
             found = re.search(pattern, self.text)
