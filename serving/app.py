@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,13 +20,23 @@ def build_app(service: Service) -> Envelope:
         title="Trifocal",
         summary="Image labels, boxes and masks from one network.",
         version="1",
-        openapi_url="/openapi.json",
+        description="Errors are RFC 9457 problem documents: what is wrong, where, and what helps.",
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
     )
     app.state.service = service
     for routes in (page, predict, operate, v2):
         app.include_router(routes.router)
     for kind, handler in ((Problem, _problem), (HTTPException, _refused), (Exception, _fault)):
         app.add_exception_handler(kind, handler)
+    if service.settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Model-Version", "X-Request-ID"],
+        )
     return Envelope(app, service)
 
 

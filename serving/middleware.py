@@ -21,8 +21,8 @@ from serving.service import Service
 
 log = logging.getLogger("trifocal.access")
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""Answered without a key: the page (it asks for one), and what probes look at."""
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+"""Answered without a key: the page (it asks for one), the API's description, and what probes look at."""
 
 INTERNAL = "see the service's log under this request's id"
 
@@ -73,7 +73,8 @@ class Envelope:
 
     def _let_in(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         path = scope["path"]
-        if path in OPEN_PATHS or path.startswith("/page/"):
+        # A browser asks by OPTIONS without a key whether it may ask with one.
+        if path in OPEN_PATHS or path.startswith("/page/") or scope["method"] == "OPTIONS":
             return
         given = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"x-api-key", b"")
         # All keys are compared, so that time tells nothing about which one is near.

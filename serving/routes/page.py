@@ -14,6 +14,8 @@ router = APIRouter(include_in_schema=False)
 FOLDER = Path(__file__).parents[1] / "page"
 KINDS = {
     "index.html": "text/html; charset=utf-8",
+    "docs.html": "text/html; charset=utf-8",
+    "docs.js": "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "draw.js": "text/javascript; charset=utf-8",
@@ -38,6 +40,12 @@ def _read(name: str) -> bytes:
 async def index() -> Response:
     """The page."""
     return Response(_read("index.html"), media_type=KINDS["index.html"], headers=_HEADERS)
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    """The API's description."""
+    return Response(_read("docs.html"), media_type=KINDS["docs.html"], headers=_HEADERS)
 
 
 @router.get("/page/{name}")

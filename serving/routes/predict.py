@@ -15,6 +15,7 @@ from serving.body import Form, Upload, parse_form, read_body
 from serving.deployment import Deployment, ImageAnswer, PredictOptions
 from serving.problems import Problem
 from serving.render import MASK_FORMS
+from serving.schemas import PREDICT_REQUEST, PREDICT_RESPONSES
 from serving.service import Service
 
 router = APIRouter()
@@ -26,7 +27,7 @@ PICTURES = {"image/png": ".png", "image/jpeg": ".jpg"}
 _OPTIONS = ("heads", "masks", "threshold")
 
 
-@router.post("/predict")
+@router.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_REQUEST)
 async def predict(request: Request) -> Response:
     """Every head's answer to each picture, in pixels of the picture as it was sent, upright."""
     service: Service = request.app.state.service

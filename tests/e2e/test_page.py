@@ -171,6 +171,17 @@ def test_the_page_asks_for_a_key_where_one_is_needed(tmp_path, browser):
         visit.summary("colour: red")
 
 
+def test_the_api_description_is_readable_without_the_internet(service, browser):
+    context = browser.new_context()
+    page, asked = context.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(service.url + "/docs")
+    page.wait_for_selector("details")
+    assert "POST /predict" in page.text_content("#paths")
+    assert all(url.startswith((service.url, "data:")) for url in asked)
+    context.close()
+
+
 def test_every_file_of_the_page_is_served_and_calls_nobody():
     from serving.routes.page import FOLDER, KINDS
 

@@ -159,6 +159,32 @@ async def test_api_keys_guard_everything_but_the_page_and_the_probes():
 
 
 @in_loop
+async def test_other_pages_may_call_only_where_cors_says_so():
+    origin = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")]
+    closed = await World().request(b"", "/predict", "OPTIONS", origin).answer()
+    assert "access-control-allow-origin" not in closed.headers
+    world = World(cors=("https://a.example",), api_keys=("secret",))
+    world.model.gate.set()
+    asked = await world.request(b"", "/predict", "OPTIONS", origin).answer()
+    assert asked.headers["access-control-allow-origin"] == "https://a.example"
+    answer = await world.request(headers=[*origin[:1], ("X-API-Key", "secret")]).answer()
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    other = await world.request(headers=[("Origin", "https://b.example"), ("X-API-Key", "secret")]).answer()
+    assert "access-control-allow-origin" not in other.headers
+
+
+@in_loop
+async def test_the_openapi_document_shows_every_problem_of_predict():
+    answer = await World().request(b"", "/openapi.json", "GET").answer()
+    responses = answer.json["paths"]["/predict"]["post"]["responses"]
+    assert {"200", "400", "401", "406", "408", "413", "415", "422", "429", "500", "503", "504"} <= set(responses)
+    for status, response in responses.items():
+        for example in response["content"].get("application/problem+json", {}).get("examples", {}).values():
+            assert example["value"]["status"] == int(status)
+    assert answer.json["paths"]["/v2/models/{name}/infer"]
+
+
+@in_loop
 async def test_a_fault_of_ours_is_a_document_without_a_trace():
     world = World()
     world.model.predict = None
