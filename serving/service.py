@@ -15,6 +15,7 @@ from serving.deployment import Deployment
 from serving.observe import Metrics
 from serving.problems import Problem
 from serving.settings import Settings
+from serving.workers.entry import settle
 
 log = logging.getLogger("trifocal.service")
 
@@ -64,12 +65,12 @@ class Service:
             BundleError, EngineError, ServeError: it cannot serve; the old one goes on.
         """
         bundle = await asyncio.to_thread(read_bundle, folder)
-        await asyncio.to_thread(bundle.verify)
         fresh = Deployment(bundle, version or bundle.manifest.version, self.settings, self.metrics)
         await fresh.start()
         old, self._current = self._current, fresh
         log.info("model %s version %s: %s", fresh.manifest.name, fresh.version, fresh.ready["choice"])
         self._tell(fresh, serves=True)
+        settle()
         if old is not None:
             self._tell(old, serves=False)
             task = asyncio.ensure_future(self._retire(old))

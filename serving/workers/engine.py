@@ -23,7 +23,7 @@ from serving.engines.choose import open_engine
 from serving.engines.compare import selftest
 from serving.render import render_answer
 from serving.workers import wire
-from serving.workers.entry import enter
+from serving.workers.entry import enter, settle
 
 
 def run(pipe: Connection, settings: dict[str, Any]) -> None:
@@ -40,6 +40,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
         except TrifocalError as error:
             wire.send(own, {"error": str(error)})
             return
+        settle()
         wire.send(own, worker.ready)
         while True:
             head, _ = wire.receive(own)
