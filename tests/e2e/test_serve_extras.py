@@ -20,12 +20,10 @@ def test_the_example_client_prints_what_the_service_sees(tmp_path):
     with Running(known_bundle(tmp_path / "known"), "--drain", "0") as service:
         command = [sys.executable, str(ROOT / "examples" / "client.py"), service.url, "blue.png", "notes.txt"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        "blue.png: colour: blue",
-        "blue.png: things: thing 0.90 at [20, 20, 60, 40]",
-        "notes.txt: Not a picture of a known format: notes.txt: not an image of an allowed format "
-        "(JPEG, PNG, WEBP, BMP, TIFF, GIF, PPM)",
-    ]
+    seen, found, refused = done.stdout.splitlines()
+    assert seen == "blue.png: colour: blue"
+    assert found == "blue.png: things: thing 0.90 at [20, 20, 60, 40]"
+    assert refused.startswith("notes.txt: Not a picture of a known format: notes.txt: not an image")
 
 
 @pytest.fixture
