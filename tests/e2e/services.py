@@ -32,8 +32,15 @@ class Running:
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        found = self.wait_for(r"listening on (http://\S+)")
-        self.url = found.group(1)
+        self.client = httpx.Client(timeout=30)
+        try:
+            self._start()
+        except BaseException:
+            self.process.kill()
+            raise
+
+    def _start(self) -> None:
+        self.url = self.wait_for(r"listening on (http://\S+)").group(1)
         self.client = httpx.Client(base_url=self.url, timeout=30)
         deadline = time.monotonic() + 200
         while not self.ready():
