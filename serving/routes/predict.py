@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 
 from pipeline.errors import nearest
 from serving.body import Form, Upload, parse_form, read_body
@@ -18,7 +19,17 @@ from serving.render import MASK_FORMS
 from serving.schemas import PREDICT_REQUEST, PREDICT_RESPONSES
 from serving.service import Service
 
-router = APIRouter()
+
+class PlainRoute(APIRoute):
+    """A documented route whose function gets the request as it is: FastAPI's own way to it costs time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
+router = APIRouter(route_class=PlainRoute)
 Result = TypeVar("Result")
 
 PICTURES = {"image/png": ".png", "image/jpeg": ".jpg"}

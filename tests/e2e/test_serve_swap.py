@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -33,15 +34,20 @@ def test_a_new_version_takes_over_without_a_failed_request_and_a_broken_one_does
 
     bundle = known_bundle(store / "known")
     assert register(bundle) == "1"
-    with Running("models:/known@champion", "--poll", "0.3", "--drain", "0") as service, ThreadPoolExecutor(1) as pool:
+    with (
+        Running("models:/known@champion", "--poll", "0.3", "--drain", "0") as service,
+        ThreadPoolExecutor(1) as pool,
+        ExitStack() as leave,
+    ):
         assert service.client.get("/model").json()["version"] == "1"
         seen, stop = [], []
 
         def ask():
-            while not stop:
+            while not stop and service.process.poll() is None:
                 answer = service.client.post("/predict", content=picture(), params={"masks": "none"})
                 seen.append((answer.status_code, answer.json().get("model", {}).get("version")))
 
+        leave.callback(stop.append, True)
         asking = pool.submit(ask)
         assert register(bundle) == "2"
         service.wait_for("version 2 took over from 1")
