@@ -39,6 +39,7 @@ class Envelope:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._refused, self._told_at = 0, 0.0
         self._keys = [key.encode() for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,6 +85,8 @@ class Envelope:
         client = given.decode("latin-1") if self._keys else (scope.get("client") or ("",))[0]
         if scope["method"] == "POST":
             self._service.quota.take(client)
+            # Before any routing: under overload, refusing must cost next to nothing.
+            self._service.require_room()
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -91,7 +94,9 @@ class Envelope:
         reason = scope["state"].get("reason")
         if reason is not None and status != 500:
             self._service.metrics.rejected.labels(reason).inc()
-        if status >= 400 or log.isEnabledFor(logging.INFO):
+        if reason in _REFUSALS:
+            self._tell_refusals(reason)
+        else:
             fields = {
                 "request": scope["state"]["request_id"],
                 "method": scope["method"],
@@ -103,7 +108,16 @@ class Envelope:
             }
             log.info("request", extra={"fields": fields})
 
+    def _tell_refusals(self, reason: str) -> None:
+        """One line a second at most: a line for each would slow the service down just when it is busy."""
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._told_at >= 1:
+            log.warning("refused", extra={"fields": {"requests": self._refused, "last": reason}})
+            self._refused, self._told_at = 0, now
 
+
+_REFUSALS = frozenset({"overloaded", "over-quota"})
 _WANTED = frozenset({b"x-request-id", b"authorization", b"x-api-key"})
 _CLOSING = frozenset({"body-too-large", "slow-sender", "unauthorized", "over-quota"})
 """Problems after which the rest of the body is not worth reading."""

@@ -48,6 +48,11 @@ class Service:
             raise Problem("stopping", "no model is loaded")
         return self._current
 
+    def require_room(self) -> None:
+        """Raises Problem where a request that came now would be refused anyway."""
+        if self._current is not None:
+            self._current.admission.ticket(self.settings.deadline_s)
+
     @contextmanager
     def using(self) -> Iterator[Deployment]:
         """The deployment that answers, kept alive meanwhile."""

@@ -87,8 +87,8 @@ class Settings:
         return self.streams or (1 if self.gpu else max(1, cpu_limit() // self.workers))
 
     def batch(self) -> int:
-        """Most pictures computed together."""
-        return self.max_batch or (16 if self.gpu else 2)
+        """Most pictures computed together; on a CPU batches gain nothing and take the engine's memory for good."""
+        return self.max_batch or (16 if self.gpu else 1)
 
     def engine_threads(self) -> int:
         """Threads of one engine process."""
