@@ -20,6 +20,7 @@ COMMANDS = {
     "describe": "tell what a bundle holds, where it came from and how it was checked",
     "evaluate": "measure a bundle on labelled images by the trainer's own metrics",
     "batch-predict": "answer for a folder of any size; a killed run goes on where it stopped",
+    "serve": "answer pictures over HTTP: a page for people, an API for programs",
     "demo": "train, test and picture the three-task network on built-in data",
 }
 """Every subcommand with its line of help."""
@@ -74,6 +75,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from pipeline.data.show import main as show_data
 
         return show_data(rest)
+    if command == "serve":
+        from serving.command import main as serve
+
+        return serve(rest)
     signal.signal(signal.SIGTERM, _terminated)
     if command == "batch-predict":  # with kept buffers its memory would grow with the folder
         from pipeline.cli_batch import main as batch_predict

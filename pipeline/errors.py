@@ -4,8 +4,11 @@ TrifocalError
 ├── ConfigError               a wrong key, class name or value in a config, on the command line or in the environment
 ├── DataError                 a data set that cannot be used: empty, missing split, unknown format, mismatching labels
 │   └── ImageError            one image that cannot be decoded
+│       ├── ImageFormatError  of a format that is not read here
+│       └── ImageSizeError    of more bytes or pixels than are allowed
 ├── BundleError               an exported folder that is missing, altered, of a newer format, or holds what it may not
 ├── EngineError               an engine that is unknown, not installed, or cannot run here
+├── ServeError                a service that cannot start
 ├── ExportError               a graph that cannot be exported, or that would not answer as the trained network does
 ├── CheckpointError           a checkpoint that cannot be found, read, written or fits another network
 └── TrainingError             a run that cannot go on
@@ -39,12 +42,24 @@ class ImageError(DataError):
     """One image that cannot be decoded; names the file and the reason."""
 
 
+class ImageFormatError(ImageError):
+    """Bytes that are no image of an allowed format."""
+
+
+class ImageSizeError(ImageError):
+    """An image of more bytes or pixels than are allowed; found before it is decoded."""
+
+
 class CheckpointError(TrifocalError):
     """A checkpoint that cannot be found, read, written, or that fits another network."""
 
 
 class BundleError(TrifocalError):
     """An exported folder that is missing, altered, of a newer format, or that holds what it may not."""
+
+
+class ServeError(TrifocalError):
+    """A service that cannot start: an address in use, a worker process that does not come up."""
 
 
 class EngineError(TrifocalError):

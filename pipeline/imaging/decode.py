@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, ImageFormatError, ImageSizeError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What Pillow may open; rarely used formats are where its holes are."""
@@ -40,32 +40,36 @@ def read_image(path: Path, at_least: int | None = None) -> tuple[Pixels, tuple[i
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or error}") from error
     if data is None:
-        raise ImageError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
+        raise ImageSizeError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
     return decode_bytes(data, str(path), at_least)
 
 
-def decode_bytes(data: bytes, name: str, at_least: int | None = None) -> tuple[Pixels, tuple[int, int]]:
-    """Like `read_image`, of bytes; `name` is for messages."""
+def decode_bytes(
+    data: bytes, name: str, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Pixels, tuple[int, int]]:
+    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` are refused from the header alone."""
     if not data:
         raise ImageError(f"{name}: the file is empty")
     with warnings.catch_warnings():
         # Pillow warns of odd but readable files; the limits here are ours.
         warnings.simplefilter("ignore")
         try:
-            return _decode(data, name, at_least)
+            return _decode(data, name, at_least, max_pixels)
         except UnidentifiedImageError as error:
-            raise ImageError(f"{name}: not an image of an allowed format ({', '.join(FORMATS)})") from error
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+            raise ImageFormatError(f"{name}: not an image of an allowed format ({', '.join(FORMATS)})") from error
+        except Image.DecompressionBombError as error:
+            raise ImageSizeError(f"{name}: {error}") from error
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise ImageError(f"{name}: cannot be decoded: {error}") from error
         except (TypeError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
             # Pillow's plugins let these escape on broken headers.
             raise ImageError(f"{name}: broken file: {error!r}") from error
 
 
-def _decode(data: bytes, name: str, at_least: int | None) -> tuple[Pixels, tuple[int, int]]:
+def _decode(data: bytes, name: str, at_least: int | None, max_pixels: int) -> tuple[Pixels, tuple[int, int]]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{name}: {image.width} x {image.height} is more than {MAX_PIXELS} pixels")
+        if image.width * image.height > max_pixels:
+            raise ImageSizeError(f"{name}: {image.width} x {image.height} is more than {max_pixels} pixels")
         if image.format == "JPEG" and image.mode in {"RGB", "L"}:
             turned = _orientation(image)
             pixels = _decode_jpeg(data, (image.height, image.width), at_least)

@@ -1,0 +1,132 @@
+"""A request's body: read under limits of size and time, and taken apart where it is multipart."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from serving.admission import Ticket
+from serving.problems import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One picture as it came."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The pictures and the plain fields of a request."""
+
+    uploads: list[Upload]
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+async def read_body(request: Request, limit: int, timeout_s: float, ticket: Ticket) -> bytes:
+    """The whole body, counted on the ticket as it comes.
+
+    Raises:
+        Problem: too large (from the header, or as soon as it is), too slow, broken off, or no room for it.
+    """
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told) > limit:
+        raise Problem("body-too-large", f"{told} bytes; at most {limit}")
+    parts: list[bytes] = []
+    got = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem("client-gone", "the request broke off")
+                part = message.get("body", b"")
+                got += len(part)
+                if got > limit:
+                    raise Problem("body-too-large", f"more than {limit} bytes")
+                ticket.take_bytes(len(part))
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError as error:
+        raise Problem("slow-sender", f"{got} bytes came within {timeout_s:g} s") from error
+
+
+def parse_form(body: bytes, content_type: str, max_images: int) -> Form:
+    """Multipart uploads and fields, or the body itself as the one picture; raises Problem."""
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        return Form([Upload("body", body)])
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise Problem("bad-request", "multipart/form-data without a boundary in Content-Type")
+    collector = _Collector(max_images)
+    try:
+        parser = MultipartParser(boundary, collector.callbacks())  # type: ignore[arg-type]  # its names are Literals
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Problem("bad-request", f"the multipart body is broken: {error}") from error
+    if not collector.ended:
+        raise Problem("bad-request", "the multipart body breaks off before its last boundary")
+    return Form(collector.uploads, collector.fields)
+
+
+class _Collector:
+    """Gathers the parser's pieces."""
+
+    def __init__(self, max_images: int) -> None:
+        self.uploads: list[Upload] = []
+        self.fields: dict[str, str] = {}
+        self.ended = False
+        self._max_images = max_images
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._value = b""
+        self._data: list[bytes] = []
+
+    def callbacks(self) -> dict[str, Any]:
+        """By the parser's names."""
+        return {
+            "on_part_begin": self._begin,
+            "on_part_data": lambda data, start, end: self._data.append(data[start:end]),
+            "on_part_end": self._end_part,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._end_header,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._headers, self._data = {}, []
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _end_part(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        data = b"".join(self._data)
+        if b"filename" in options:
+            if len(self.uploads) >= self._max_images:
+                raise Problem("too-many-images", f"more than {self._max_images} pictures in one request")
+            told = options[b"filename"].decode("utf-8", "replace")[-200:]
+            self.uploads.append(Upload(told or name or "image", data))
+        else:
+            self.fields[name] = data.decode("utf-8", "replace")
+
+    def _end(self) -> None:
+        self.ended = True

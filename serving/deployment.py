@@ -1,0 +1,256 @@
+"""One model version at work: its shared memory, its decode and engine processes, and the way of a picture through them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.bundle import Bundle
+from serving.admission import Admission
+from serving.observe import Metrics
+from serving.problems import Problem
+from serving.scheduler import BatchError, Scheduler
+from serving.settings import Settings
+from serving.workers import decoder, engine
+from serving.workers.pool import WorkerLostError, WorkerPool
+from serving.workers.slab import Lease, Slab
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """What a request wants: heads (None for all), a score threshold (None for each head's own), the masks' form."""
+
+    heads: tuple[str, ...] | None = None
+    threshold: float | None = None
+    masks: str = "rle"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnswer:
+    """One picture's answer: `heads` as JSON bytes, the size as sent and upright, its format, and where time went."""
+
+    heads: bytes
+    height: int
+    width: int
+    format: str
+    notes: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorAnswer:
+    """One picture's outputs as bytes in order, its readable answer as JSON bytes, and its size upright."""
+
+    tensors: bytes
+    heads: bytes
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    lease: Lease
+    item: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    payload: bytes
+    engine_s: float
+    answer_s: float
+
+
+class Deployment:
+    """A bundle that answers.
+
+    Args:
+        bundle: the network.
+        version: what its answers name it.
+        settings: the service's.
+        metrics: where stages are counted.
+    """
+
+    def __init__(self, bundle: Bundle, version: str, settings: Settings, metrics: Metrics) -> None:
+        self.bundle, self.version, self.manifest = bundle, version, bundle.manifest
+        self._settings, self._metrics = settings, metrics
+        height, width = self.manifest.input.size
+        self.slot_bytes = height * width * 3
+        slots = max(1, min(settings.queue_items, settings.queue_bytes // self.slot_bytes))
+        self._slab = Slab(self.slot_bytes, slots)
+        self.admission = Admission(slots, settings.queue_bytes, settings.max_wait_s, settings.lanes())
+        self.ready: dict[str, Any] = {}
+        self._decoders = self._decoder_pool()
+        self._engines: WorkerPool | None = None
+        self._scheduler: Scheduler[_Job, _Done] | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that trained the network."""
+        found = self.manifest.provenance.get("run_id")
+        return str(found) if found else None
+
+    @property
+    def waiting(self) -> int:
+        """Pictures between decoder and engine."""
+        return len(self._scheduler) if self._scheduler else 0
+
+    async def start(self) -> None:
+        """Starts the processes; each engine passes the bundle's self-test first. Raises EngineError or ServeError."""
+        settings = self._settings
+        spec = settings.engine
+        try:
+            if spec == "auto":
+                # Measuring loads every engine: that memory goes with the process that measured.
+                scout = self._engine_pool("auto", 1)
+                spec = str((await scout.start())["spec"])
+                scout.close()
+            self._engines = self._engine_pool(spec, settings.lanes())
+            self.ready, _ = await asyncio.gather(self._engines.start(), self._decoders.start())
+        except BaseException:
+            await self.close()
+            raise
+        self._scheduler = Scheduler(
+            self._run_batch, settings.lanes(), settings.batch(), settings.batch_delay_s, self._observe_batch
+        )
+
+    async def close(self) -> None:
+        """Ends the processes and returns the memory."""
+        if self._scheduler:
+            await self._scheduler.close()
+        if self._engines:
+            self._engines.close()
+        self._decoders.close()
+        self._slab.close()
+
+    async def predict(self, data: bytes, name: str, options: PredictOptions) -> ImageAnswer:
+        """One encoded picture to its answer; raises Problem. To be called between `admission.enter` and `leave`."""
+        lease = self._slab.lend()
+        try:
+            found = await self._decode(data, name, lease)
+            item = {
+                "mode": "answer",
+                "frame": found["frame"],
+                "heads": options.heads,
+                "threshold": options.threshold,
+                "masks": options.masks,
+            }
+            done, queued = await self._compute(_Job(lease, item))
+        finally:
+            lease.drop()
+        height, width = found["frame"]["source"]
+        seconds = {"decode": found["seconds"], "queue": queued, "engine": done.engine_s, "answer": done.answer_s}
+        for stage, value in seconds.items():
+            self._metrics.stage(stage, value)
+        return ImageAnswer(done.payload, height, width, found["format"], found["notes"], seconds)
+
+    async def infer(self, data: bytes, name: str, encoded: bool) -> TensorAnswer:
+        """A picture, or RGB uint8 (height, width, 3) of the network's size, to all outputs and the readable answer.
+
+        Raises:
+            Problem: as `predict`.
+        """
+        lease = self._slab.lend()
+        try:
+            if encoded:
+                frame = (await self._decode(data, name, lease))["frame"]
+            else:
+                self._slab.put(lease.slot, data)
+                size = self.manifest.input.size
+                frame = {"source": size, "target": size, "inner": size, "top": 0, "left": 0}
+            item = {"mode": "tensors", "frame": frame, "heads": None, "threshold": None, "masks": "rle"}
+            done, _ = await self._compute(_Job(lease, item))
+        finally:
+            lease.drop()
+        end = self.ready["outputs"][-1]["end"]
+        return TensorAnswer(done.payload[:end], done.payload[end:], *frame["source"])
+
+    async def draw(self, data: bytes, name: str, answer: ImageAnswer, image_format: str) -> bytes:
+        """The picture with its answer (masks as PNG) drawn over it, encoded; raises Problem."""
+        job = {"job": "draw", "name": name, "heads": json.loads(answer.heads), "format": image_format}
+        head, payload = await self._decode_call(job, data)
+        if "error" in head:
+            raise Problem(head["error"], head["detail"])
+        return payload
+
+    async def _decode(self, data: bytes, name: str, lease: Lease) -> dict[str, Any]:
+        head, _ = await self._decode_call({"job": "decode", "name": name, "slot": lease.slot}, data, lease)
+        if "error" in head:
+            raise Problem(head["error"], head["detail"])
+        return head
+
+    async def _decode_call(
+        self, job: dict[str, Any], data: bytes, lease: Lease | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        """A decoder that died may have been killed from outside: one more try, unless it hung."""
+        timeout, tries = self._settings.decode_timeout_s, 2
+        while True:
+            if lease:
+                lease.hold()
+            try:
+                release = lease.drop if lease else _nothing
+                return await self._decoders.call(job, data, timeout_s=timeout, release=release)
+            except WorkerLostError as error:
+                tries -= 1
+                if error.hung:
+                    raise Problem("decoder-failed", f"{job['name']}: not decoded within {timeout:g} s") from error
+                if not tries:
+                    raise Problem("decoder-failed", f"{job['name']}: the decoder broke down on it twice") from error
+
+    async def _compute(self, job: _Job) -> tuple[_Done, float]:
+        if self._scheduler is None:
+            raise Problem("stopping", "the model is not loaded")
+        return await self._scheduler.submit(job, job.item["mode"])
+
+    async def _run_batch(self, jobs: Sequence[_Job]) -> list[_Done]:
+        if self._engines is None:
+            raise BatchError("the engine is not loaded")
+        for job in jobs:
+            job.lease.hold()
+
+        def release() -> None:
+            for job in jobs:
+                job.lease.drop()
+
+        head = {"slots": [job.lease.slot for job in jobs], "items": [job.item for job in jobs]}
+        answer, payload = await self._engines.call(head, timeout_s=self._settings.engine_timeout_s, release=release)
+        if "error" in answer:
+            raise BatchError(answer["error"])
+        parts, at = [], 0
+        for length in answer["lengths"]:
+            parts.append(_Done(payload[at : at + length], answer["engine"], answer["answer"] / len(jobs)))
+            at += length
+        return parts
+
+    def _observe_batch(self, size: int, seconds: float) -> None:
+        self.admission.observe(size, seconds)
+        self._metrics.batch(size)
+
+    def _decoder_pool(self) -> WorkerPool:
+        settings = self._settings
+        plain = {
+            "size": list(self.manifest.input.size),
+            "max_pixels": settings.max_pixels,
+            "memory": settings.decode_memory,
+            "seconds": settings.decode_timeout_s,
+            "spaces": {name: space.to_dict() for name, space in self.manifest.spaces.items()},
+        }
+        lost = self._metrics.lost
+        return WorkerPool(decoder.run, plain, settings.decode_lanes(), self._slab.descriptor, "decoder", lost)
+
+    def _engine_pool(self, spec: str, count: int) -> WorkerPool:
+        settings = self._settings
+        size = settings.batch()
+        plain = {
+            "bundle": str(self.bundle.path),
+            "engine": spec,
+            "threads": settings.engine_threads(),
+            "buckets": sorted({1, *(1 << power for power in range(1, size.bit_length())), size}),
+        }
+        return WorkerPool(engine.run, plain, count, self._slab.descriptor, "engine", self._metrics.lost)
+
+
+def _nothing() -> None:
+    """Where no memory is lent."""

@@ -1,0 +1,98 @@
+"""Answers as plain values for JSON: names instead of indices, boxes as numbers, masks in the form asked for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import HeadSpec
+from serving.answers import Answer, BoxAnswer, HeadAnswer, LabelAnswer, MaskAnswer
+
+MASK_FORMS = ("rle", "png", "polygons", "none")
+"""COCO run lengths per class, one index PNG, polygons per class with their holes, or no mask."""
+
+
+def render_answer(answer: Answer, heads: Mapping[str, HeadSpec], masks: str) -> dict[str, Any]:
+    """All heads' answers by name; `masks` is one of MASK_FORMS."""
+    return {name: _render_head(found, heads[name], masks) for name, found in answer.heads.items()}
+
+
+def _render_head(found: HeadAnswer, head: HeadSpec, masks: str) -> dict[str, Any]:
+    names = head.classes
+    if isinstance(found, LabelAnswer):
+        return {
+            "kind": head.kind,
+            "labels": [names[index] for index in found.chosen],
+            "probabilities": [
+                {"class": name, "probability": round(float(value), 5)}
+                for name, value in zip(names, found.probabilities, strict=True)
+            ],
+        }
+    if isinstance(found, BoxAnswer):
+        return {"kind": "boxes", "threshold": head.threshold, "boxes": _boxes(found, names)}
+    height, width = found.mask.shape
+    common = {"kind": "mask", "size": {"height": height, "width": width}}
+    if masks == "png":
+        return {**common, "classes": list(names), "png": base64.b64encode(_png(found.mask)).decode()}
+    form = _polygons if masks == "polygons" else _rle
+    return {**common, "classes": list(names), "regions": [form(found.mask, index, names) for index in _present(found)]}
+
+
+def _boxes(found: BoxAnswer, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+    return [
+        {
+            "class": names[index],
+            "class_id": index,
+            "score": round(score, 5),
+            "box": [round(side, 2) for side in box],
+        }
+        for box, score, index in rows
+    ]
+
+
+def _present(found: MaskAnswer) -> list[int]:
+    """Classes that occur, without the background, class 0."""
+    counts = np.bincount(found.mask.reshape(-1), minlength=1)
+    return [int(index) for index in np.nonzero(counts)[0] if index > 0]
+
+
+def _rle(mask: NDArray[np.uint8], index: int, names: tuple[str, ...]) -> dict[str, Any]:
+    from pycocotools import mask as coco
+
+    plane = mask == index
+    coded = coco.encode(np.asfortranarray(plane, np.uint8))
+    return {
+        "class": names[index],
+        "class_id": index,
+        "pixels": int(np.count_nonzero(plane)),
+        "rle": {"size": [int(side) for side in coded["size"]], "counts": coded["counts"].decode("ascii")},
+    }
+
+
+def _polygons(mask: NDArray[np.uint8], index: int, names: tuple[str, ...]) -> dict[str, Any]:
+    plane = (mask == index).astype(np.uint8)
+    contours, tree = cv2.findContours(plane, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings: dict[int, dict[str, Any]] = {}
+    for number, contour in enumerate(contours):
+        ring = contour.reshape(-1).tolist()
+        parent = int(tree[0][number][3])
+        if parent < 0:
+            rings.setdefault(number, {"outer": [], "holes": []})["outer"] = ring
+        else:
+            rings.setdefault(parent, {"outer": [], "holes": []})["holes"].append(ring)
+    return {
+        "class": names[index],
+        "class_id": index,
+        "pixels": int(np.count_nonzero(plane)),
+        "polygons": list(rings.values()),
+    }
+
+
+def _png(mask: NDArray[np.uint8]) -> bytes:
+    return bytes(cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])

@@ -1,0 +1,56 @@
+"""The page at `/` and its few files: no build step, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+
+from serving.problems import Problem
+
+router = APIRouter(include_in_schema=False)
+
+FOLDER = Path(__file__).parents[1] / "page"
+KINDS = {
+    "index.html": "text/html; charset=utf-8",
+    "docs.html": "text/html; charset=utf-8",
+    "docs.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "draw.js": "text/javascript; charset=utf-8",
+    "example.jpg": "image/jpeg",
+}
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (FOLDER / name).read_bytes()
+
+
+@router.get("/")
+async def index() -> Response:
+    """The page."""
+    return Response(_read("index.html"), media_type=KINDS["index.html"], headers=_HEADERS)
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    """The API's description."""
+    return Response(_read("docs.html"), media_type=KINDS["docs.html"], headers=_HEADERS)
+
+
+@router.get("/page/{name}")
+async def part(name: str) -> Response:
+    """One of its files."""
+    if name not in KINDS:
+        raise Problem("not-found", f"/page/{name[:80]}")
+    return Response(_read(name), media_type=KINDS[name], headers=_HEADERS)

@@ -1,0 +1,213 @@
+"""POST /predict: pictures in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+
+from pipeline.errors import nearest
+from serving.body import Form, Upload, parse_form, read_body
+from serving.deployment import Deployment, ImageAnswer, PredictOptions
+from serving.problems import Problem
+from serving.render import MASK_FORMS
+from serving.schemas import PREDICT_REQUEST, PREDICT_RESPONSES
+from serving.service import Service
+
+
+class PlainRoute(APIRoute):
+    """A documented route whose function gets the request as it is: FastAPI's own way to it costs time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
+router = APIRouter(route_class=PlainRoute)
+Result = TypeVar("Result")
+
+PICTURES = {"image/png": ".png", "image/jpeg": ".jpg"}
+"""Forms of an annotated picture, by media type."""
+
+_OPTIONS = ("heads", "masks", "threshold")
+
+
+@router.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_REQUEST)
+async def predict(request: Request) -> Response:
+    """Every head's answer to each picture, in pixels of the picture as it was sent, upright."""
+    service: Service = request.app.state.service
+    begun = time.perf_counter()
+    deadline_s = deadline_of(request, service.settings.deadline_s)
+    with service.using() as model, model.admission.ticket(deadline_s) as ticket:
+        settings = service.settings
+        body = await read_body(request, settings.max_body, settings.body_timeout_s, ticket)
+        form = parse_form(body, request.headers.get("content-type", ""), settings.max_images)
+        service.metrics.stage("read", time.perf_counter() - begun)
+        if not form.uploads:
+            raise Problem("bad-request", "there is no picture in the request; send a file, or one as the body")
+        options, picture = _options(request, form, model)
+        ticket.take_items(len(form.uploads))
+        left = deadline_s - (time.perf_counter() - begun)
+        work = _all(service, model, form.uploads, options, left, picture)
+        answered = await unless_gone(request, work)
+        response = _respond(request, model, form.uploads, answered, begun)
+        service.metrics.stage("total", time.perf_counter() - begun)
+        return response
+
+
+def deadline_of(request: Request, default_s: float) -> float:
+    """Seconds until the answer is worthless, from `X-Deadline-Ms`; raises Problem."""
+    told = request.headers.get("x-deadline-ms")
+    if told is None:
+        return default_s
+    if not told.isdigit() or not 0 < int(told) <= 600_000:
+        raise Problem("unknown-option", f"X-Deadline-Ms is {told[:40]!r}; it takes 1 to 600000 milliseconds")
+    return int(told) / 1000
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result; when the client hangs up first, the work is cancelled and Problem is raised."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Problem("client-gone", "the client hung up before its answer")
+    finally:
+        for waiting in (task, gone):
+            if not waiting.done():
+                waiting.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def _options(request: Request, form: Form, model: Deployment) -> tuple[PredictOptions, str | None]:
+    """The request's options, and the annotated picture's media type where one is wanted; raises Problem."""
+    given: Mapping[str, str] = {**form.fields, **request.query_params}
+    for name in given:
+        if name not in _OPTIONS:
+            raise Problem("unknown-option", f"unknown option {name[:40]!r}{nearest(name, _OPTIONS)}")
+    heads = tuple(part.strip() for part in given["heads"].split(",")) if given.get("heads") else None
+    for head in heads or ():
+        if head not in model.manifest.heads:
+            raise Problem("unknown-option", f"the model has no head {head[:40]!r}{nearest(head, model.manifest.heads)}")
+    masks = given.get("masks", "rle")
+    if masks not in MASK_FORMS:
+        raise Problem("unknown-option", f"masks={masks[:40]!r}; it takes {', '.join(MASK_FORMS)}")
+    picture = _picture(request.headers.get("accept", "*/*"))
+    if picture and len(form.uploads) != 1:
+        raise Problem("not-acceptable", "an annotated picture is the answer to one picture; send them one by one")
+    return PredictOptions(heads, _threshold(given.get("threshold")), "png" if picture else masks), picture
+
+
+def _threshold(text: str | None) -> float | None:
+    if text is None or not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise Problem("unknown-option", f"threshold={text[:40]!r}; it takes a number from 0 to 1")
+    return value
+
+
+def _picture(accept: str) -> str | None:
+    """The first media type of an Accept header that this route answers with; None for JSON."""
+    for part in accept.split(","):
+        kind = part.split(";")[0].strip().lower()
+        if kind in {"*/*", "application/*", "application/json", ""}:
+            return None
+        if kind in PICTURES:
+            return kind
+        if kind == "image/*":
+            return "image/jpeg"
+    raise Problem("not-acceptable", f"Accept: {accept[:80]}")
+
+
+async def _all(
+    service: Service,
+    model: Deployment,
+    uploads: list[Upload],
+    options: PredictOptions,
+    left_s: float,
+    picture: str | None,
+) -> list[ImageAnswer | Problem | bytes]:
+    try:
+        async with asyncio.timeout(left_s):
+            answered = await asyncio.gather(*(_one(service, model, upload, options) for upload in uploads))
+            if picture and isinstance(answered[0], ImageAnswer):
+                only = uploads[0]
+                return [await model.draw(only.data, only.name, answered[0], PICTURES[picture])]
+            return list(answered)
+    except TimeoutError as error:
+        raise Problem("deadline", f"not answered within {left_s:.3g} s") from error
+
+
+async def _one(service: Service, model: Deployment, upload: Upload, options: PredictOptions) -> ImageAnswer | Problem:
+    """One picture's answer, or what is wrong with it."""
+    try:
+        _require_size(upload, service.settings.max_image)
+        answer = await model.predict(upload.data, upload.name, options)
+    except Problem as problem:
+        service.metrics.images.labels(problem.kind).inc()
+        return problem
+    service.metrics.images.labels("answered").inc()
+    return answer
+
+
+def _require_size(upload: Upload, limit: int) -> None:
+    if len(upload.data) > limit:
+        raise Problem("image-too-large", f"{upload.name}: {len(upload.data)} bytes; at most {limit}")
+    if not upload.data:
+        raise Problem("broken-image", f"{upload.name}: the file is empty")
+
+
+def _respond(
+    request: Request,
+    model: Deployment,
+    uploads: list[Upload],
+    answered: list[ImageAnswer | Problem | bytes],
+    begun: float,
+) -> Response:
+    """All pictures failed alike: the first one's problem; else one entry for each, the failed ones with theirs."""
+    if isinstance(answered[0], bytes):
+        return Response(answered[0], media_type=_picture(request.headers.get("accept", "")), headers=named(model))
+    problems = [found for found in answered if isinstance(found, Problem)]
+    if len(problems) == len(answered):
+        raise problems[0]
+    entries = [_entry(upload, found) for upload, found in zip(uploads, answered, strict=True)]
+    head = {
+        "model": {"name": model.manifest.name, "version": model.version, "run_id": model.run_id},
+        "engine": model.ready["spec"],
+        "request_id": request.state.request_id,
+        "milliseconds": round(1000 * (time.perf_counter() - begun), 2),
+    }
+    # The heads' JSON was written where it was computed; it is not parsed again here.
+    body = json.dumps(head, separators=(",", ":")).encode()[:-1] + b',"images":[' + b",".join(entries) + b"]}"
+    return Response(body, media_type="application/json", headers=named(model))
+
+
+def _entry(upload: Upload, found: ImageAnswer | Problem | bytes) -> bytes:
+    if isinstance(found, Problem):
+        return json.dumps({"name": upload.name, "error": found.document()}).encode()
+    assert isinstance(found, ImageAnswer)
+    plain = {
+        "name": upload.name,
+        "size": {"width": found.width, "height": found.height},
+        "format": found.format,
+        "notes": found.notes,
+        "milliseconds": {stage: round(1000 * value, 2) for stage, value in found.seconds.items()},
+    }
+    return json.dumps(plain, separators=(",", ":")).encode()[:-1] + b',"heads":' + found.heads + b"}"
+
+
+def named(model: Deployment) -> dict[str, str]:
+    """Headers that name the version which answered."""
+    return {"X-Model-Version": model.version}

@@ -1,0 +1,162 @@
+"""The queue between requests and engine streams: an idle stream takes work at once, a busy one returns for a batch.
+
+Nothing here knows of HTTP, pictures or processes: `run` computes a batch, whatever that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from serving.problems import Problem
+from serving.workers.pool import WorkerLostError
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False, slots=True)
+class _Entry(Generic[Work, Result]):
+    work: Work
+    key: Hashable
+    queued_at: float
+    future: asyncio.Future[tuple[Result, float]] = field(repr=False)
+    tries: int = 0
+
+
+class BatchError(Exception):
+    """The engine refused a batch; its items are tried singly once."""
+
+
+class Scheduler(Generic[Work, Result]):
+    """`streams` batches are computed side by side; the rest waits in order.
+
+    Args:
+        run: computes a batch of equal key; one result per item in order. Raises BatchError or WorkerLostError.
+        streams: batches side by side.
+        max_batch: most items of a batch.
+        delay_s: how long a free stream waits for a fuller batch; 0 on a CPU.
+        observe: called with each batch's size and seconds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Work]], Awaitable[Sequence[Result]]],
+        streams: int,
+        max_batch: int,
+        delay_s: float = 0.0,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._run, self._max_batch, self._delay_s, self._observe = run, max_batch, delay_s, observe
+        self._queue: deque[_Entry[Work, Result]] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._free = streams
+        self._loop = asyncio.get_running_loop()
+        self._streams = [asyncio.ensure_future(self._stream()) for _ in range(streams)]
+
+    def __len__(self) -> int:
+        """Items that wait and are still wanted."""
+        return sum(not entry.future.done() for entry in self._queue)
+
+    async def submit(self, work: Work, key: Hashable = None) -> tuple[Result, float]:
+        """Waits for an item's result; gives it and the seconds it was queued.
+
+        Cancelling this takes the item out of the queue: it is not computed.
+
+        Raises:
+            Problem: the engine failed on this very item, twice where its process died.
+        """
+        entry = _Entry[Work, Result](work, key, self._loop.time(), self._loop.create_future())
+        self._queue.append(entry)
+        self._wake()
+        return await entry.future
+
+    async def close(self) -> None:
+        """Ends the streams; whoever still waits is told."""
+        for stream in self._streams:
+            stream.cancel()
+        await asyncio.gather(*self._streams, return_exceptions=True)
+        _fail(self._queue, Problem("stopping", "the service stopped before this picture's turn"))
+        self._queue.clear()
+
+    def _wake(self) -> None:
+        while self._idle:
+            turn = self._idle.pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    async def _stream(self) -> None:
+        while True:
+            batch = await self._next()
+            if batch:
+                self._free -= 1
+                try:
+                    await self._compute(batch)
+                finally:
+                    self._free += 1
+
+    async def _next(self) -> list[_Entry[Work, Result]]:
+        """The oldest item, and those behind it that fit into its batch; those given up meanwhile are dropped."""
+        while not self._queue:
+            turn: asyncio.Future[None] = self._loop.create_future()
+            self._idle.append(turn)
+            await turn
+        if self._delay_s and len(self) < self._max_batch:
+            await asyncio.sleep(self._delay_s)
+        # Free streams share what there is: a batch is for when all others are busy.
+        most = min(self._max_batch, max(1, -(-len(self) // self._free)))
+        batch: list[_Entry[Work, Result]] = []
+        kept: deque[_Entry[Work, Result]] = deque()
+        while self._queue and len(batch) < most:
+            entry = self._queue.popleft()
+            if entry.future.done():
+                continue
+            if batch and (entry.key != batch[0].key or entry.tries or batch[0].tries):
+                kept.append(entry)
+                continue
+            batch.append(entry)
+        self._queue.extendleft(reversed(kept))
+        return batch
+
+    async def _compute(self, batch: list[_Entry[Work, Result]]) -> None:
+        begun = self._loop.time()
+        try:
+            results = await self._run([entry.work for entry in batch])
+        except (BatchError, WorkerLostError) as error:
+            self._again(batch, error)
+            return
+        except asyncio.CancelledError:
+            _fail(batch, Problem("stopping", "the service stopped while it computed this"))
+            raise
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not end the stream; whoever waits raises it
+            _fail(batch, error)
+            return
+        if self._observe:
+            self._observe(len(batch), self._loop.time() - begun)
+        for entry, result in zip(batch, results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result((result, begun - entry.queued_at))
+
+    def _again(self, batch: list[_Entry[Work, Result]], error: Exception) -> None:
+        """Back to the front of the queue, to be tried singly; those tried before, or refused alone, fail."""
+        again = []
+        for entry in batch:
+            hopeless = entry.tries > 0 or (isinstance(error, BatchError) and len(batch) == 1)
+            if hopeless:
+                _fail([entry], Problem("engine-failed", str(error)))
+            else:
+                entry.tries += 1
+                again.append(entry)
+        self._queue.extendleft(reversed(again))
+        for _ in again:
+            self._wake()
+
+
+def _fail(entries: Iterable[_Entry[Work, Result]], error: Exception) -> None:
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(error)

@@ -1,0 +1,148 @@
+"""The API in words for the OpenAPI document: what /predict takes and answers, with an example of each problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.problems import KINDS, MEDIA_TYPE, Problem
+from serving.render import MASK_FORMS
+
+_SIZE = {"type": "object", "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}}}
+_STRING = {"type": "string"}
+_NUMBER = {"type": "number"}
+
+EXAMPLE: dict[str, Any] = {
+    "model": {"name": "trifocal", "version": "3", "run_id": "5f3c…"},
+    "engine": "onnxruntime:fp32",
+    "request_id": "0b6a…",
+    "milliseconds": 24.1,
+    "images": [
+        {
+            "name": "street.jpg",
+            "size": {"width": 640, "height": 480},
+            "format": "JPEG",
+            "notes": [],
+            "milliseconds": {"decode": 1.9, "queue": 0.0, "engine": 20.3, "answer": 0.6},
+            "heads": {
+                "scene": {
+                    "kind": "classes",
+                    "labels": ["town"],
+                    "probabilities": [
+                        {"class": "town", "probability": 0.97},
+                        {"class": "sea", "probability": 0.03},
+                    ],
+                },
+                "objects": {
+                    "kind": "boxes",
+                    "threshold": 0.4,
+                    "boxes": [{"class": "star", "class_id": 3, "score": 0.91, "box": [12.5, 40.0, 88.1, 120.6]}],
+                },
+                "surface": {
+                    "kind": "mask",
+                    "size": {"width": 640, "height": 480},
+                    "classes": ["background", "road"],
+                    "regions": [
+                        {"class": "road", "class_id": 1, "pixels": 9, "rle": {"size": [480, 640], "counts": "mY1…"}}
+                    ],
+                },
+            },
+        },
+        {"name": "notes.txt", "error": Problem("unsupported-format", "notes.txt: not an image of …").document()},
+    ],
+}
+"""An answer to two pictures, the second of which was none."""
+
+_IMAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": _STRING,
+        "size": {**_SIZE, "description": "of the picture as it was sent, upright, in pixels"},
+        "format": _STRING,
+        "notes": {"type": "array", "items": _STRING},
+        "milliseconds": {"type": "object", "additionalProperties": _NUMBER},
+        "heads": {
+            "type": "object",
+            "description": "by head; boxes are x1, y1, x2, y2 in pixels of the picture as it was sent, upright",
+            "additionalProperties": {"type": "object"},
+        },
+        "error": {"type": "object", "description": "in place of the answer: what is wrong with this picture"},
+    },
+}
+
+_ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["model", "engine", "request_id", "milliseconds", "images"],
+    "properties": {
+        "model": {"type": "object", "properties": {"name": _STRING, "version": _STRING, "run_id": _STRING}},
+        "engine": _STRING,
+        "request_id": _STRING,
+        "milliseconds": _NUMBER,
+        "images": {"type": "array", "items": _IMAGE},
+    },
+}
+
+_BINARY = {"type": "string", "format": "binary"}
+
+PREDICT_REQUEST: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One picture as the body, or any number as files of a form; the form may hold the options too.",
+        "content": {
+            "application/octet-stream": {"schema": _BINARY},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _BINARY}}}
+            },
+        },
+    },
+    "parameters": [
+        {"name": "heads", "in": "query", "description": "names, by comma; all without it", "schema": _STRING},
+        {
+            "name": "threshold",
+            "in": "query",
+            "description": "score from which boxes and labels count; each head's own without it",
+            "schema": {"type": "number", "minimum": 0, "maximum": 1},
+        },
+        {
+            "name": "masks",
+            "in": "query",
+            "description": "COCO run lengths, an index PNG, polygons with holes, or none",
+            "schema": {"type": "string", "enum": list(MASK_FORMS), "default": "rle"},
+        },
+        {
+            "name": "X-Deadline-Ms",
+            "in": "header",
+            "description": "milliseconds after which the answer is worthless",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
+        },
+    ],
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of some statuses, each kind of problem as an example; all statuses where none is named."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for name, kind in KINDS.items():
+        if statuses and kind.status not in statuses:
+            continue
+        entry = found.setdefault(
+            kind.status,
+            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": {"type": "object"}, "examples": {}}}},
+        )
+        entry["content"][MEDIA_TYPE]["examples"][name] = {
+            "value": Problem(name, "what exactly, and where").document("0b6a")
+        }
+    return found
+
+
+PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "An answer for each picture; with `Accept: image/png` or `image/jpeg` the annotated picture.",
+        "content": {
+            "application/json": {"schema": _ANSWER, "example": EXAMPLE},
+            "image/png": {"schema": _BINARY},
+            "image/jpeg": {"schema": _BINARY},
+        },
+    },
+    **{status: entry for status, entry in problems().items() if status not in {404, 405, 499}},
+}

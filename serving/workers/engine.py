@@ -1,0 +1,136 @@
+"""An engine process: letterboxed pixels from shared memory through the network, to answers as JSON or raw tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bundle import read_bundle
+from pipeline.errors import TrifocalError
+from pipeline.imaging.geometry import Letterbox
+from serving.answers import Options, answer_of
+from serving.engines.base import Engine, Outputs, grey
+from serving.engines.choose import open_engine
+from serving.engines.compare import selftest
+from serving.render import render_answer
+from serving.workers import wire
+from serving.workers.entry import enter, settle
+
+
+def run(pipe: Connection, settings: dict[str, Any]) -> None:
+    """Loads, tests and warms the engine, then computes until the service closes the pipe.
+
+    Args:
+        pipe: to the service.
+        settings: `bundle` folder, `engine`, `threads`, `buckets` of batch sizes, `size` (height, width).
+    """
+    own, descriptor = enter(pipe, "engine")
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            worker = EngineWorker(settings, mmap.mmap(descriptor, 0))
+        except TrifocalError as error:
+            wire.send(own, {"error": str(error)})
+            return
+        settle()
+        wire.send(own, worker.ready)
+        while True:
+            head, _ = wire.receive(own)
+            answer, payload = worker.work(head)
+            wire.send(own, answer, *payload)
+
+
+class EngineWorker:
+    """A loaded engine over the slab's memory."""
+
+    def __init__(self, settings: dict[str, Any], memory: mmap.mmap) -> None:
+        bundle = read_bundle(Path(settings["bundle"]))
+        choice, self._engine = open_engine(bundle, settings["engine"], settings["threads"], 1)
+        failures = selftest(bundle, self._engine)
+        if failures:
+            raise TrifocalError(f"bundle {bundle.path} fails its own self-test here: {'; '.join(failures)}")
+        self._heads = bundle.manifest.heads
+        self._outputs = bundle.manifest.outputs
+        height, width = bundle.manifest.input.size
+        self._slots = np.frombuffer(memory, np.uint8).reshape(-1, height, width, 3)
+        self._buckets: list[int] = settings["buckets"]
+        for size in self._buckets:
+            self._engine.warm_up(size)
+        for masks in ("rle", "polygons", "png"):
+            self._warm_answer((height, width), masks)
+        report = self._engine.report()
+        self.ready: dict[str, Any] = {
+            "spec": report.spec,
+            "engine": f"{report.name} {report.version}",
+            "device": report.device,
+            "threads": report.threads,
+            "choice": choice.describe(),
+            "outputs": _signature(self._engine, (height, width), self._outputs),
+        }
+
+    def work(self, head: wire.Head) -> tuple[wire.Head, list[bytes]]:
+        """A batch's answers: how long the network took, and the length of each item's bytes; or the error."""
+        begun = time.perf_counter()
+        slots: list[int] = head["slots"]
+        try:
+            outputs = self._engine.infer(self._batch(slots))
+        except TrifocalError as error:
+            return {"error": str(error)}, []
+        computed = time.perf_counter()
+        payload = [self._render(outputs, index, item) for index, item in enumerate(head["items"])]
+        ended = time.perf_counter()
+        answer = {
+            "engine": computed - begun,
+            "answer": ended - computed,
+            "lengths": [len(part) for part in payload],
+        }
+        return answer, payload
+
+    def _warm_answer(self, size: tuple[int, int], masks: str) -> None:
+        frame = asdict(Letterbox.fit((2 * size[0], 2 * size[1]), size))
+        outputs = self._engine.infer(grey(1, size))
+        self._render(outputs, 0, {"mode": "answer", "frame": frame, "heads": None, "threshold": None, "masks": masks})
+
+    def _batch(self, slots: list[int]) -> NDArray[np.uint8]:
+        """The slots' pixels, filled up to the next bucket: every new shape would cost the engine memory for good."""
+        if len(slots) == 1:
+            return self._slots[slots[0] : slots[0] + 1]
+        size = next((bucket for bucket in self._buckets if bucket >= len(slots)), len(slots))
+        return self._slots[slots + slots[-1:] * (size - len(slots))]
+
+    def _render(self, outputs: Outputs, index: int, item: dict[str, Any]) -> bytes:
+        tensors = b""
+        if item["mode"] == "tensors":
+            tensors = b"".join(np.ascontiguousarray(outputs[name][index]).tobytes() for name in self._outputs)
+        frame = frame_from(item["frame"])
+        heads = item["heads"]
+        options = Options(item["threshold"], None if heads is None else tuple(heads), item["masks"] != "none")
+        answer = answer_of(outputs, index, frame, self._heads, options)
+        text = json.dumps(render_answer(answer, self._heads, item["masks"]), separators=(",", ":"))
+        return tensors + text.encode()
+
+
+def frame_from(plain: dict[str, Any]) -> Letterbox:
+    """A letterbox that came over the wire."""
+    source, target, inner = (tuple(plain[key]) for key in ("source", "target", "inner"))
+    return Letterbox(source, target, inner, plain["top"], plain["left"])
+
+
+def _signature(engine: Engine, size: tuple[int, int], names: list[str]) -> list[dict[str, Any]]:
+    """Each output's name, type and shape without the batch, and where its bytes lie among all outputs' of a picture."""
+    found = engine.infer(grey(1, size))
+    signature, at = [], 0
+    for name in names:
+        value = found[name]
+        place = {"start": at, "end": at + value[0].nbytes}
+        signature.append({"name": name, "dtype": str(value.dtype), "shape": list(value.shape[1:]), **place})
+        at += value[0].nbytes
+    return signature

@@ -1,0 +1,34 @@
+"""How a worker process begins: its socket and the slab's descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+
+def settle() -> None:
+    """Returns memory that loading took and that nobody uses any more; does nothing without glibc."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def enter(pipe: Connection, kind: str) -> tuple[socket.socket, int]:
+    """In a new worker process: its socket, and the descriptor it was sent. `kind` names it in `ps` and `top`.
+
+    The service alone decides when a worker ends, by closing the pipe: signals to the whole group pass it by.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(f"tri-{kind}")
+    own = socket.socket(fileno=os.dup(pipe.fileno()))
+    pipe.close()
+    _, descriptors, _, _ = socket.recv_fds(own, 1, 1)
+    return own, descriptors[0]

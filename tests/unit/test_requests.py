@@ -1,0 +1,245 @@
+"""What a request meets before and while it is worked on: limits, deadlines, quotas, keys, clients that leave."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.asgi import World, in_loop, settle
+
+
+def metric(world, name):
+    lines = world.service.metrics.expose().decode().splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+
+
+@in_loop
+async def test_a_picture_is_answered_and_everything_is_given_back():
+    world = World()
+    exchange = world.request(b"picture")
+    await settle()
+    assert world.model.admission.items == 1
+    assert world.model.admission.bytes == 7
+    world.model.gate.set()
+    answer = await exchange.answer()
+    assert answer.status == 200
+    assert answer.json["images"][0]["size"] == {"width": 5, "height": 4}
+    assert (world.model.admission.items, world.model.admission.bytes) == (0, 0)
+
+
+@in_loop
+async def test_a_deadline_in_the_request_ends_the_work():
+    world = World()
+    answer = await world.request(headers=[("X-Deadline-Ms", "20")]).answer()
+    assert answer.status == 504
+    assert answer.json["type"].endswith(":deadline")
+    assert world.model.given_up == [b"x"]
+    assert world.model.admission.items == 0
+
+
+@in_loop
+async def test_the_default_deadline_holds_without_one_in_the_request():
+    world = World(deadline_s=0.02)
+    assert (await world.request().answer()).status == 504
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "999999999999"])
+def test_a_deadline_that_makes_no_sense_is_refused(value):
+    @in_loop
+    async def test():
+        answer = await World().request(headers=[("X-Deadline-Ms", value)]).answer()
+        assert answer.status == 400
+        assert "X-Deadline-Ms" in answer.json["detail"]
+
+    test()
+
+
+@in_loop
+async def test_clients_that_hang_up_are_not_computed_for():
+    world = World(queue_items=64)
+    exchanges = [world.request(b"%d" % number) for number in range(40)]
+    await settle()
+    for exchange in exchanges:
+        exchange.gone.set()
+    for exchange in exchanges:
+        await exchange.answer()
+    assert len(world.model.given_up) == 40
+    assert world.model.admission.items == 0
+    assert metric(world, 'trifocal_rejections_total{reason="client-gone"}') == 40
+
+
+@in_loop
+async def test_a_full_house_refuses_at_once_with_retry_after():
+    world = World(queue_items=2)
+    inside = [world.request() for _ in range(2)]
+    await settle()
+    refused = await world.request().answer()
+    assert refused.status == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    world.model.gate.set()
+    for exchange in inside:
+        assert (await exchange.answer()).status == 200
+    assert (await world.request().answer()).status == 200
+
+
+@in_loop
+async def test_a_wait_that_would_be_too_long_is_refused_before_the_body_is_read():
+    world = World()
+    world.model.admission.observe(1, 30.0)
+    first = world.request()
+    await settle()
+    refused = await world.request(b"y" * 1000).answer()
+    assert refused.status == 503
+    assert refused.read == 0
+    world.model.gate.set()
+    assert (await first.answer()).status == 200
+
+
+@in_loop
+async def test_a_body_that_says_it_is_too_large_is_not_read():
+    refused = await World().request(b"x" * 60_000, headers=[("Content-Length", "60000")]).answer()
+    assert refused.status == 413
+    assert refused.read == 0
+    assert refused.headers["connection"] == "close"
+
+
+@in_loop
+async def test_a_chunked_body_is_cut_off_at_the_limit():
+    refused = await World().request([b"x" * 10_000] * 100).answer()
+    assert refused.status == 413
+    assert refused.read <= 60_000
+    assert refused.headers["connection"] == "close"
+
+
+@in_loop
+async def test_bytes_of_half_read_bodies_count():
+    world = World()
+    slow = [world.request([b"x" * 40_000, 5.0, b"end"]) for _ in range(2)]
+    await settle()
+    assert world.model.admission.bytes == 80_000
+    refused = await world.request(b"x" * 30_000).answer()
+    assert refused.status == 503
+    for exchange in slow:
+        exchange.task.cancel()
+
+
+@in_loop
+async def test_a_slow_sender_is_sent_away():
+    world = World(body_timeout_s=0.05)
+    refused = await world.request([b"x", 5.0, b"y"]).answer()
+    assert refused.status == 408
+    assert refused.headers["connection"] == "close"
+    assert world.model.begun == []
+
+
+@in_loop
+async def test_a_quota_is_per_client():
+    world = World(quota=1.0)
+    world.model.gate.set()
+    assert (await world.request().answer()).status == 200
+    refused = await world.request().answer()
+    assert refused.status == 429
+    assert int(refused.headers["retry-after"]) == 1
+    assert (await world.request(client="5.6.7.8").answer()).status == 200
+
+
+@in_loop
+async def test_api_keys_guard_everything_but_the_page_and_the_probes():
+    world = World(api_keys=("secret", "other"))
+    world.model.gate.set()
+    for headers in ([], [("Authorization", "Bearer wrong")], [("X-API-Key", "secre")], [("X-API-Key", "")]):
+        refused = await world.request(headers=headers).answer()
+        assert refused.status == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+    for headers in ([("Authorization", "Bearer secret")], [("X-API-Key", "other")]):
+        assert (await world.request(headers=headers).answer()).status == 200
+    for path in ("/healthz", "/readyz"):
+        assert (await world.request(b"", path, "GET").answer()).status == 200
+    for path in ("/metrics", "/model"):
+        assert (await world.request(b"", path, "GET").answer()).status == 401
+
+
+@in_loop
+async def test_other_pages_may_call_only_where_cors_says_so():
+    origin = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")]
+    closed = await World().request(b"", "/predict", "OPTIONS", origin).answer()
+    assert "access-control-allow-origin" not in closed.headers
+    world = World(cors=("https://a.example",), api_keys=("secret",))
+    world.model.gate.set()
+    asked = await world.request(b"", "/predict", "OPTIONS", origin).answer()
+    assert asked.headers["access-control-allow-origin"] == "https://a.example"
+    answer = await world.request(headers=[*origin[:1], ("X-API-Key", "secret")]).answer()
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    other = await world.request(headers=[("Origin", "https://b.example"), ("X-API-Key", "secret")]).answer()
+    assert "access-control-allow-origin" not in other.headers
+
+
+@in_loop
+async def test_the_openapi_document_shows_every_problem_of_predict():
+    answer = await World().request(b"", "/openapi.json", "GET").answer()
+    responses = answer.json["paths"]["/predict"]["post"]["responses"]
+    assert {"200", "400", "401", "406", "408", "413", "415", "422", "429", "500", "503", "504"} <= set(responses)
+    for status, response in responses.items():
+        for example in response["content"].get("application/problem+json", {}).get("examples", {}).values():
+            assert example["value"]["status"] == int(status)
+    assert answer.json["paths"]["/v2/models/{name}/infer"]
+
+
+@in_loop
+async def test_a_fault_of_ours_is_a_document_without_a_trace():
+    world = World()
+    world.model.predict = None
+    answer = await world.request().answer()
+    assert answer.status == 500
+    assert answer.json["type"].endswith(":internal")
+    assert b"Trace" not in answer.body
+    assert b"NoneType" not in answer.body
+    assert answer.headers["x-request-id"] in answer.json["instance"]
+    assert world.model.admission.items == 0
+
+
+@in_loop
+async def test_a_request_id_that_could_break_a_log_is_replaced():
+    world = World()
+    world.model.gate.set()
+    answer = await world.request(headers=[("X-Request-ID", 'a"\tb')]).answer()
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+@in_loop
+async def test_readiness_ends_when_the_drain_begins_and_work_goes_on():
+    world = World()
+    exchange = world.request()
+    await settle()
+    world.service.draining = True
+    assert (await world.request(b"", "/readyz", "GET").answer()).status == 503
+    assert (await world.request(b"", "/healthz", "GET").answer()).status == 200
+    world.model.gate.set()
+    assert (await exchange.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"--b\r\n", "breaks off"),
+        (b"nothing of the kind", "broken"),
+        (b'--b\r\nContent-Disposition: form-data; name="heads"\r\n\r\nx\r\n--b--\r\n', "no picture"),
+    ],
+)
+def test_broken_multipart_is_told(body, told):
+    @in_loop
+    async def test():
+        headers = [("Content-Type", "multipart/form-data; boundary=b")]
+        answer = await World().request(body, headers=headers).answer()
+        assert answer.status == 400
+        assert told in answer.json["detail"]
+
+    test()
+
+
+@in_loop
+async def test_more_pictures_than_allowed_are_refused():
+    part = b'--b\r\nContent-Disposition: form-data; name="i"; filename="a"\r\n\r\nx\r\n'
+    headers = [("Content-Type", "multipart/form-data; boundary=b")]
+    answer = await World(max_images=3).request(part * 4 + b"--b--\r\n", headers=headers).answer()
+    assert answer.status == 413
+    assert answer.json["type"].endswith(":too-many-images")

@@ -1,0 +1,191 @@
+"""Worker processes that crash, hang, eat memory or refuse to start; and the shared memory that they write to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import EngineError, ServeError
+from serving.workers import decoder, wire
+from serving.workers.entry import enter
+from serving.workers.pool import WorkerLostError, WorkerPool
+from serving.workers.slab import Slab
+
+
+def obedient(pipe, settings):
+    """Does as it is told: dies, hangs, or says who it is."""
+    own, _ = enter(pipe, "test")
+    if settings.get("refuse"):
+        wire.send(own, {"error": "no engine here"})
+        return
+    if settings.get("die"):
+        os._exit(3)
+    wire.send(own, {"ready": True})
+    while True:
+        try:
+            head, data = wire.receive(own)
+        except EOFError:
+            return
+        if head["do"] == "die":
+            os._exit(3)
+        if head["do"] == "hang":
+            time.sleep(600)
+        wire.send(own, {"pid": os.getpid()}, bytes(data))
+
+
+def with_pool(test, target=obedient, count=1, **settings):
+    """Runs a test coroutine over a started pool; `lost` lists what it was told of."""
+
+    async def body():
+        slab, lost = Slab(1 << 16, 4), []
+        pool = WorkerPool(target, settings, count, slab.descriptor, "tester", lost.append)
+        try:
+            await pool.start()
+            await test(pool, slab, lost)
+        finally:
+            pool.close()
+            slab.close()
+
+    asyncio.run(body())
+
+
+def call(pool, do, released=None, timeout_s=60.0, data=b""):
+    return pool.call({"do": do}, data, timeout_s=timeout_s, release=(released or []).clear)
+
+
+def test_a_call_brings_its_bytes_back():
+    async def test(pool, slab, lost):
+        data = os.urandom(1 << 20)
+        _, back = await call(pool, "echo", data=data)
+        assert back == data
+
+    with_pool(test)
+
+
+def test_a_process_that_dies_is_told_and_replaced():
+    async def test(pool, slab, lost):
+        first, _ = await call(pool, "echo")
+        released = [1]
+        with pytest.raises(WorkerLostError, match="died"):
+            await call(pool, "die", released)
+        assert released == []
+        second, _ = await call(pool, "echo")
+        assert second["pid"] != first["pid"]
+        assert lost == ["tester"]
+
+    with_pool(test)
+
+
+def test_a_process_that_hangs_is_ended_and_replaced():
+    async def test(pool, slab, lost):
+        with pytest.raises(WorkerLostError, match="took too long") as found:
+            await call(pool, "hang", timeout_s=0.2)
+        assert found.value.hung
+        await call(pool, "echo")
+
+    with_pool(test)
+
+
+def test_an_idle_process_that_dies_costs_nobody_anything():
+    async def test(pool, slab, lost):
+        first, _ = await call(pool, "echo")
+        os.kill(first["pid"], 9)
+        while not lost:
+            await asyncio.sleep(0.01)
+        second, _ = await call(pool, "echo")
+        assert second["pid"] != first["pid"]
+
+    with_pool(test)
+
+
+def test_memory_is_held_until_the_process_has_done_though_the_caller_left():
+    async def test(pool, slab, lost):
+        released = [1]
+        task = asyncio.ensure_future(call(pool, "hang", released, timeout_s=0.5))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert released == [1]
+        await call(pool, "echo")
+        assert released == []
+
+    with_pool(test)
+
+
+def test_who_leaves_while_waiting_for_a_process_makes_way():
+    async def test(pool, slab, lost):
+        busy = asyncio.ensure_future(call(pool, "hang", timeout_s=0.3))
+        await asyncio.sleep(0.05)
+        leaving, staying = (asyncio.ensure_future(call(pool, "echo")) for _ in range(2))
+        await asyncio.sleep(0)
+        assert pool.waiting == 2
+        leaving.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+        await staying
+
+    with_pool(test)
+
+
+@pytest.mark.parametrize(("settings", "error"), [({"refuse": True}, EngineError), ({"die": True}, ServeError)])
+def test_a_process_that_cannot_start_is_told(settings, error):
+    async def test(pool, slab, lost):
+        raise AssertionError("it started")
+
+    with pytest.raises(error):
+        with_pool(test, **settings)
+
+
+def decode_settings(memory):
+    return {"size": [32, 32], "max_pixels": 50_000_000, "memory": memory, "seconds": 60, "spaces": {}}
+
+
+def test_a_picture_that_wants_too_much_memory_is_refused_and_the_decoder_lives():
+    large = cv2.imencode(".png", np.zeros((4000, 4000, 3), np.uint8))[1].tobytes()
+    small = cv2.imencode(".png", np.full((8, 8, 3), 200, np.uint8))[1].tobytes()
+
+    async def test(pool, slab, lost):
+        def decode(data):
+            job = {"job": "decode", "name": "a.png", "slot": 1}
+            return pool.call(job, data, timeout_s=60, release=lambda: None)
+
+        refused, _ = await decode(large)
+        assert refused["error"] == "broken-image"
+        answer, _ = await decode(small)
+        assert answer["frame"]["source"] == [8, 8]
+        assert lost == []
+
+    with_pool(test, target=decoder.run, **decode_settings(16 << 20))
+
+
+def test_a_slot_returns_when_its_last_holder_drops_it():
+    slab = Slab(16, 2)
+    first, second = slab.lend(), slab.lend()
+    with pytest.raises(IndexError):
+        slab.lend()
+    first.hold()
+    first.drop()
+    assert slab.free == 0
+    first.drop()
+    assert slab.free == 1
+    second.drop()
+    slab.close()
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=4), st.binary(max_size=200))
+def test_messages_come_back_as_they_went(head, data):
+    import socket
+
+    one, other = socket.socketpair()
+    with one, other:
+        wire.send(one, head, data)
+        assert wire.receive(other) == (head, data)
+        one.close()
+        with pytest.raises(EOFError):
+            wire.receive(other)
