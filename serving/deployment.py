@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pipeline.bundle import Bundle
 from serving.admission import Admission
@@ -108,7 +108,12 @@ class Deployment:
                 spec = str((await scout.start())["spec"])
                 scout.close()
             self._engines = self._engine_pool(spec, settings.lanes())
-            self.ready, _ = await asyncio.gather(self._engines.start(), self._decoders.start())
+            # Both are waited for, that none is left half started where the other fails.
+            started = await asyncio.gather(self._engines.start(), self._decoders.start(), return_exceptions=True)
+            for found in started:
+                if isinstance(found, BaseException):
+                    raise found  # noqa: TRY301  # the handler below closes what did start
+            self.ready = cast("dict[str, Any]", started[0])
         except BaseException:
             await self.close()
             raise

@@ -31,4 +31,6 @@ def enter(pipe: Connection, kind: str) -> tuple[socket.socket, int]:
     own = socket.socket(fileno=os.dup(pipe.fileno()))
     pipe.close()
     _, descriptors, _, _ = socket.recv_fds(own, 1, 1)
+    if not descriptors:  # the service gave up before this process was there
+        raise SystemExit(0)
     return own, descriptors[0]

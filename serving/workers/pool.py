@@ -99,14 +99,13 @@ class WorkerPool:
 
     async def start(self) -> wire.Head:
         """Starts all processes side by side; what the first said when it was ready. Raises EngineError or ServeError."""
-        try:
-            started = await asyncio.gather(*(self._spawn() for _ in range(self.count)))
-        except (EngineError, ServeError):
-            self.close()
-            raise
-        for worker in started:
-            self._offer(worker)
-        return started[0].ready
+        started = await asyncio.gather(*(self._spawn() for _ in range(self.count)), return_exceptions=True)
+        for found in started:
+            if isinstance(found, BaseException):
+                self.close()
+                raise found
+            self._offer(found)
+        return self.workers[0].ready
 
     async def call(
         self, head: wire.Head, *payload: bytes, timeout_s: float, release: Callable[[], None]
@@ -232,6 +231,9 @@ class WorkerPool:
             else:
                 return
 
+    def _was_closed(self) -> bool:
+        return self._closed
+
     async def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
         handed = Connection(theirs.detach())
@@ -239,6 +241,10 @@ class WorkerPool:
         process = context.Process(target=self.target, args=(handed, self.settings), daemon=True)
         await asyncio.to_thread(process.start)
         handed.close()
+        if self._closed:
+            ours.close()
+            process.kill()
+            raise ServeError(f"the {self.kind}s were stopped")
         socket.send_fds(ours, [b"\0"], [self._descriptor])
         ours.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)
@@ -259,5 +265,8 @@ class WorkerPool:
             if worker in self.workers:
                 self.workers.remove(worker)
             raise EngineError(str(worker.ready["error"]))
+        if self._was_closed():
+            worker.kill()
+            raise ServeError(f"the {self.kind}s were stopped")
         self._watch(worker)
         return worker

@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from pipeline.bundle import read_bundle
+from pipeline.errors import BundleError
+from serving.registry import ModelRef, cache_folder
 from tests.e2e.services import Running, picture
 from tests.unit.bundles import known_bundle
 
 
+class Registry:
+    """The one answer of an MLflow server that following an alias asks for; `version` None refuses it."""
+
+    def __init__(self):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                assert self.path == "/api/2.0/mlflow/registered-models/alias?name=known&alias=champion"
+                self.send_response(500 if outer.version is None else 200)
+                self.end_headers()
+                self.wfile.write(json.dumps({"model_version": {"version": outer.version}}).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.version: str | None = "1"
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    """A registry whose versions 1, 2 and a broken 3 were fetched before."""
+    found = Registry()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", found.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def register(folder, alias="champion"):
-    from pipeline.export.register import register
-
-    return register(read_bundle(folder), "known", alias)
+    folder = cache_folder(ModelRef("known", "champion"))
+    for version in ("1", "2", "3"):
+        known_bundle(folder / version)
+    (folder / "3" / "model.onnx").write_bytes(b"x" * (folder / "3" / "model.onnx").stat().st_size)
+    yield found
+    found.server.shutdown()
 
 
 def test_a_new_version_takes_over_without_a_failed_request_and_a_broken_one_does_not(store):
-    from mlflow.tracking import MlflowClient
-
-    bundle = known_bundle(store / "known")
-    assert register(bundle) == "1"
-    with (
-        Running("models:/known@champion", "--poll", "2", "--drain", "0") as service,
-        ThreadPoolExecutor(1) as pool,
-        ExitStack() as leave,
-    ):
+    options = ("--poll", "0.2", "--drain", "0")
+    with Running("models:/known@champion", *options) as service, ThreadPoolExecutor(1) as pool, ExitStack() as leave:
         assert service.client.get("/model").json()["version"] == "1"
         seen, stop = [], []
 
@@ -49,13 +69,12 @@ def test_a_new_version_takes_over_without_a_failed_request_and_a_broken_one_does
 
         leave.callback(stop.append, True)
         asking = pool.submit(ask)
-        assert register(bundle) == "2"
+        store.version = "2"
         service.wait_for("version 2 took over from 1")
-        # A version without a bundle is left alone.
-        client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-        broken = client.create_model_version("known", bundle.as_uri())
-        client.set_registered_model_alias("known", "champion", broken.version)
-        service.wait_for("version 3 is broken")
+        store.version = "3"
+        service.wait_for("version 3 is broken .*altered")
+        store.version = None
+        service.wait_for("the store answered 500.*version 2 goes on serving")
         stop.append(True)
         asking.result()
         assert {status for status, _ in seen} == {200}
@@ -64,10 +83,31 @@ def test_a_new_version_takes_over_without_a_failed_request_and_a_broken_one_does
         assert set(versions) == {"1", "2"}
         assert service.client.get("/model").json()["version"] == "2"
         assert service.metric('trifocal_model_info{engine="onnxruntime:fp32",name="known",run_id="",version="2"') == 1
+        assert service.metric('trifocal_model_swaps_total{outcome="swapped"') == 1
         assert service.stop() == 0
 
 
-def test_a_version_that_fails_its_self_test_is_not_swapped_in(store):
+def test_a_registered_bundle_is_fetched_whole_and_one_without_a_bundle_is_told(tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    from pipeline.export.register import register
+    from serving.fetch import fetch_bundle, version_of
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    bundle = known_bundle(tmp_path / "known")
+    assert register(read_bundle(bundle), "known", "champion") == "1"
+    assert version_of("known", "champion") == "1"
+    fetch_bundle("known", "1", tmp_path / "fetched")
+    assert read_bundle(tmp_path / "fetched").manifest == read_bundle(bundle).manifest
+    MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").create_model_version("known", bundle.as_uri())
+    with pytest.raises(BundleError, match="--register"):
+        fetch_bundle("known", "2", tmp_path / "other")
+    with pytest.raises(BundleError, match="models:/known@nobody"):
+        version_of("known", "nobody")
+
+
+def test_a_bundle_that_was_altered_is_not_swapped_in(tmp_path):
     import asyncio
 
     from pipeline.errors import TrifocalError
@@ -75,7 +115,7 @@ def test_a_version_that_fails_its_self_test_is_not_swapped_in(store):
     from serving.service import Service
     from serving.settings import Settings
 
-    good, bad = known_bundle(store / "good"), known_bundle(store / "bad")
+    good, bad = known_bundle(tmp_path / "good"), known_bundle(tmp_path / "bad")
     (bad / "model.onnx").write_bytes(b"x" * (bad / "model.onnx").stat().st_size)
 
     async def body():
