@@ -84,7 +84,7 @@ def command(source: Path, model: Path, out: Path, given: Given, *more: str) -> l
 def ours(source: Path, model: Path, out: Path, given: Given) -> dict[str, Any]:
     """One run in this process; returns its summary."""
     shutil.rmtree(out, ignore_errors=True)
-    settings = Settings(str(source), str(model), out, engine=given.engine, batch=given.batch)
+    settings = Settings(str(source), str(model), out, engine=given.engine, batch=given.batch, masks=not given.no_masks)
     return BatchRun(settings, read_bundle(model), [].append).run()
 
 
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-masks", action="store_true", help="speed and photos: without masks at full size")
     parser.add_argument("--peer", help="an interpreter with ultralytics")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="batch-") as folder:

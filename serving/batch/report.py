@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -28,6 +29,7 @@ LARGEST = 25_000_000
 """Pixels of a mask that is drawn over a sample; larger ones would cost too much memory for a thumbnail."""
 
 Read = Callable[[bytes], bytes]
+Small = Callable[[str], NDArray[np.uint8]]
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fff}
@@ -49,6 +51,17 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
         read: an image's bytes by its name; raises ImageError.
     """
     images, model = summary["images"], summary["model"]
+
+    @lru_cache(maxsize=256)  # one picture is often a sample of several classes
+    def small(image: str) -> NDArray[np.uint8]:
+        pixels = decode_bytes(read(raw(image)), image, SIDE)[0]
+        scale = SIDE / max(pixels.shape[:2])
+        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+        shrunk: NDArray[np.uint8] = cv2.resize(
+            pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        )
+        return shrunk
+
     facts = {
         "Source": summary["source"],
         "Images": f"{images['answered']:,} of {images['found']:,} answered, {images['failed']:,} not",
@@ -58,7 +71,7 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
     }
     body = ["<h1>Batch prediction</h1>", _table([(k, v) for k, v in facts.items() if v])]
     for name, head in tally.heads.items():
-        body += _head(name, head, replace(manifest.heads[name], threshold=tally.thresholds[name]), summary, read)
+        body += _head(name, head, replace(manifest.heads[name], threshold=tally.thresholds[name]), summary, small)
     if tally.errors:
         body += ["<h2>Without an answer</h2>", _counts(dict(tally.errors.most_common()))]
         body.append(_table(tally.examples))
@@ -70,7 +83,7 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
     )
 
 
-def _head(name: str, head: HeadTally, spec: HeadSpec, summary: dict[str, Any], read: Read) -> list[str]:
+def _head(name: str, head: HeadTally, spec: HeadSpec, summary: dict[str, Any], small: Small) -> list[str]:
     body = [f"<h2>{escape(name)} <small>({head.kind})</small></h2>"]
     scores = summary.get("scores", {}).get(name)
     if scores:
@@ -79,19 +92,19 @@ def _head(name: str, head: HeadTally, spec: HeadSpec, summary: dict[str, Any], r
     if head.histogram.any():
         body += ["<h3>Scores</h3>", _histogram(head.histogram)]
     for label in sorted(head.samples, key=lambda label: spec.classes.index(label) if label in spec.classes else 0):
-        figures = [_figure(row, spec, read) for _, _, row in sorted(head.samples[label], key=lambda held: held[:2])]
+        figures = [_figure(row, spec, small) for _, _, row in sorted(head.samples[label], key=lambda held: held[:2])]
         body.append(f'<h3>{escape(label)}</h3><div class="samples">{"".join(figures)}</div>')
     return body
 
 
-def _figure(row: Row, spec: HeadSpec, read: Read) -> str:
+def _figure(row: Row, spec: HeadSpec, small: Small) -> str:
     caption = escape(row.image)
     if row.kind in {"classes", "multilabel"}:
         caption = (
             escape(", ".join(f"{n} {s:.2f}" for n, s in zip(row.labels, row.scores, strict=True))) + "<br>" + caption
         )
     try:
-        pixels = decode_bytes(read(raw(row.image)), row.image, SIDE)[0]
+        pixels = small(row.image)
     except ImageError as error:
         return f"<figure><figcaption>{caption}<br>{escape(str(error))}</figcaption></figure>"
     data = cv2.imencode(".jpg", _thumbnail(pixels, row, spec)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
@@ -99,10 +112,8 @@ def _figure(row: Row, spec: HeadSpec, read: Read) -> str:
     return f'<figure><img alt="" src="data:image/jpeg;base64,{source}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _thumbnail(pixels: NDArray[np.uint8], row: Row, spec: HeadSpec) -> NDArray[np.uint8]:
-    scale = SIDE / max(pixels.shape[:2])
-    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    small: NDArray[np.uint8] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+def _thumbnail(small: NDArray[np.uint8], row: Row, spec: HeadSpec) -> NDArray[np.uint8]:
+    size = small.shape[1], small.shape[0]
     if row.kind == "mask" and row.width * row.height <= LARGEST:
         mask = decode_mask(dict(zip(row.classes, row.counts, strict=True)), (row.height, row.width))
         return draw_mask(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), spec.space)

@@ -67,7 +67,7 @@ def test_a_run_that_cannot_start_says_so_in_one_line(folder, model, tmp_path):
     for arguments, told in (
         ((folder, "--model", tmp_path, "--out", "out"), "is no bundle"),
         ((tmp_path / "nowhere", "--model", model, "--out", "out"), "does not exist"),
-        ((folder, "--model", model, "--out", folder), "holds something else"),
+        ((folder, "--model", model, "--out", folder), "lies inside the output folder"),
         ((folder, "--model", model, "--out", "out", "--tile", "many"), "--tile"),
     ):
         done = batch_predict(*arguments, cwd=tmp_path)
