@@ -74,6 +74,23 @@ class Checkpoints(ModelCheckpoint):
         if due:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the best and the last."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):  # else the best, saved there, would be passed over
+            self._keep_last(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the last of an epoch that was not validated."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._keep_last(trainer)
+
+    def _keep_last(self, trainer: L.Trainer) -> None:
+        """Lightning's `save_last` saves only what is also the best: a resumed run would lose every epoch since."""
+        due = (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """What was just saved as the best is linked, not written again."""
         self._saved_at = time.monotonic()

@@ -45,16 +45,16 @@ def read_image(path: Path, at_least: int | None = None) -> tuple[Pixels, tuple[i
 
 
 def decode_bytes(
-    data: bytes, name: str, at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes, name: str, at_least: int | None = None, max_pixels: int | None = None
 ) -> tuple[Pixels, tuple[int, int]]:
-    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` are refused from the header alone."""
+    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` (MAX_PIXELS) are refused by the header."""
     if not data:
         raise ImageError(f"{name}: the file is empty")
     with warnings.catch_warnings():
         # Pillow warns of odd but readable files; the limits here are ours.
         warnings.simplefilter("ignore")
         try:
-            return _decode(data, name, at_least, max_pixels)
+            return _decode(data, name, at_least, MAX_PIXELS if max_pixels is None else max_pixels)
         except UnidentifiedImageError as error:
             raise ImageFormatError(f"{name}: not an image of an allowed format ({', '.join(FORMATS)})") from error
         except Image.DecompressionBombError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
@@ -26,7 +27,9 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """The command in the background."""
     command = [str(Path(sys.executable).parent / "lightning"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in the background may have Ctrl-C switched off, which children inherit.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heard)  # noqa: PLW1509
 
 
 def wait_for(condition, seconds: float = 200) -> None:

@@ -72,3 +72,25 @@ def test_mixing_closes_for_the_last_epochs(tmp_path):
 
     assert equal(0) == equal(1) == 0
     assert equal(2) == len(pixels(still, 2))
+
+
+class Falling(Watch):
+    """Its score falls from epoch to epoch."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/score", -float(self.current_epoch), batch_size=4)
+
+
+def test_the_last_checkpoint_is_the_last_one_whatever_its_score(tmp_path):
+    """Also of epochs that are not validated."""
+    for every, last in ((1, 2), (2, 2)):
+        folder = tmp_path / str(every)
+        data = VisionData(shapes={"images": 20, "size": 32}, size=32, batch_size=4, augment="light")
+        trainer = L.Trainer(
+            max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False, default_root_dir=folder, callbacks=[Checkpoints()],
+            check_val_every_n_epoch=every, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(Falling(), data)
+        found = {path.stem: torch.load(path, weights_only=True)["epoch"] for path in folder.rglob("*.ckpt")}
+        assert found == {"best": every - 1, "last": last}
