@@ -42,7 +42,7 @@ def server(tmp_path_factory):
                 assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
                 time.sleep(0.3)
         yield address
-        os.killpg(it.pid, signal.SIGTERM)  # the server has children of its own
+        os.killpg(it.pid, signal.SIGKILL)  # the server has children of its own, and is slow to end
 
 
 def ask(server: str, path: str, content=None):
