@@ -68,8 +68,8 @@ async def _run(
     ready: Callable[[], None] | None = None,
     alive: int | None = None,
 ) -> None:
+    from pipeline.registered import parse_ref
     from serving.follow import Follower
-    from serving.registry import parse_ref
     from serving.server import serve
     from serving.service import Service
 

@@ -8,9 +8,9 @@ import random
 from pathlib import Path
 
 from pipeline.errors import BundleError, TrifocalError
+from pipeline.registered import ModelRef
 from pipeline.store import store_uri
 from serving import registry
-from serving.registry import ModelRef
 from serving.service import Service
 
 log = logging.getLogger("trifocal.follow")

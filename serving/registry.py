@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,35 +16,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
-from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import BundleError, ConfigError
+from pipeline.errors import BundleError
+from pipeline.registered import ModelRef
 from pipeline.store import public_uri, store_uri
-
-_PATTERN = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A registered model by alias, or one fixed version of it."""
-
-    name: str
-    alias: str = ""
-    version: str = ""
-
-    def __str__(self) -> str:
-        return f"models:/{self.name}" + (f"@{self.alias}" if self.alias else f"/{self.version}")
-
-
-def parse_ref(text: str) -> ModelRef | None:
-    """A ModelRef of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None for a folder's path. Raises ConfigError."""
-    if not text.startswith("models:"):
-        return None
-    found = _PATTERN.fullmatch(text)
-    if found is None:
-        raise ConfigError(f"{text!r} names no registered model; write models:/NAME@ALIAS or models:/NAME/VERSION")
-    return ModelRef(found["name"], found["alias"] or "", found["version"] or "")
 
 
 def current_version(ref: ModelRef) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.registered import ModelRef, find_version, parse_ref
 from pipeline.store import open_client, plain_reason, public_uri, store_errors, store_uri
 
 
@@ -15,8 +16,10 @@ def find_checkpoint(reference: str) -> Path:
 
     Raises:
         CheckpointError: there is none, or the store cannot be reached.
+        ConfigError: `models:` is followed by neither form.
     """
-    if not reference.startswith(("runs:/", "models:/")):
+    ref = parse_ref(reference)
+    if ref is None and not reference.startswith("runs:/"):
         path = Path(reference)
         if not path.is_file():
             raise CheckpointError(
@@ -26,8 +29,8 @@ def find_checkpoint(reference: str) -> Path:
     try:
         client = open_client()
         run = reference.removeprefix("runs:/").split("/")[0]
-        if reference.startswith("models:/"):
-            run = _run_of_model(client, reference.removeprefix("models:/"))
+        if ref is not None:
+            run = _run_of_model(client, ref)
         held = {item.path for item in client.list_artifacts(run, "checkpoints")}
         wanted = next((path for path in ("checkpoints/best.ckpt", "checkpoints/last.ckpt") if path in held), None)
         if wanted is None:
@@ -37,13 +40,8 @@ def find_checkpoint(reference: str) -> Path:
         raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
 
 
-def _run_of_model(client: Any, name: str) -> str:
-    if "@" in name:
-        model, _, alias = name.partition("@")
-        version = client.get_model_version_by_alias(model, alias)
-    else:
-        model, _, number = name.partition("/")
-        version = client.get_model_version(model, number)
-    if not version.run_id:
-        raise CheckpointError(f"models:/{name} was registered without a run, so its checkpoint is not known")
-    return str(version.run_id)
+def _run_of_model(client: Any, ref: ModelRef) -> str:
+    run: str | None = find_version(client, ref).run_id
+    if not run:
+        raise CheckpointError(f"{ref} was registered without a run, so its checkpoint is not known")
+    return run

@@ -17,7 +17,12 @@ from pipeline.labels import IGNORE_INDEX
 Mask = NDArray[np.uint8]
 
 
-def _read_plane(path: Path, colours: bool) -> NDArray[np.uint8]:
+def read_plane(path: Path, colours: bool | None = None) -> NDArray[np.uint8]:
+    """A mask file's pixels as uint8: values (H, W), or RGB (H, W, 3) with `colours`; None leaves it to the file.
+
+    Raises:
+        DataError: it cannot be read, or has more than 8 bits a value.
+    """
     try:
         with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF")) as image:
             image.load()
@@ -26,10 +31,11 @@ def _read_plane(path: Path, colours: bool) -> NDArray[np.uint8]:
                 raise DataError(
                     f"mask {path}: mode {image.mode}, 16 bits or more a pixel; save class indices as 8 bits"
                 )
-            plane = (
-                image.convert("RGB") if colours else (image if image.mode in {"L", "P", "1"} else image.convert("L"))
-            )
-            return np.asarray(plane, np.uint8)
+            if colours is None:
+                colours = image.mode not in {"1", "L", "P", "LA"}
+            if colours:
+                return np.asarray(image.convert("RGB"), np.uint8)
+            return np.asarray(image if image.mode in {"L", "P", "1"} else image.convert("L"), np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"mask {path}: {error}") from error
 
@@ -53,7 +59,7 @@ class IndexMask:
 
     def read(self, size: tuple[int, int]) -> Mask:
         """Class indices uint8 (H, W), 255 ignored; raises DataError for another size or a broken file."""
-        plane = _read_plane(self.path, colours=False)
+        plane = read_plane(self.path, colours=False)
         _require_size(self.path, plane.shape, size)
         table = np.full(256, IGNORE_INDEX, np.uint8)
         table[list(self.values)] = np.arange(len(self.values), dtype=np.uint8)
@@ -75,7 +81,7 @@ class ColourMask:
 
     def read(self, size: tuple[int, int]) -> Mask:
         """Class indices uint8 (H, W), 255 ignored; raises DataError for another size or a broken file."""
-        plane = _read_plane(self.path, colours=True)
+        plane = read_plane(self.path, colours=True)
         _require_size(self.path, plane.shape, size)
         mask = np.full(size, IGNORE_INDEX, np.uint8)
         for index, colour in enumerate(self.colours):

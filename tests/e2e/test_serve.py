@@ -13,20 +13,8 @@ from PIL import Image
 from pipeline.imaging.masks import decode_rle
 from serving.predictor import Predictor
 from tests.e2e.services import Running, picture
-from tests.unit.bundles import known_bundle
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return known_bundle(tmp_path_factory.mktemp("bundle") / "known")
-
-
-@pytest.fixture(scope="module")
-def service(bundle):
-    with Running(bundle) as running:
-        yield running
 
 
 def test_a_picture_as_the_body_gets_every_heads_answer(service, bundle):

@@ -53,8 +53,8 @@ def test_the_compose_file_is_whole(compose):
 
 
 def test_the_compose_files_command_is_one_that_serve_takes(compose, monkeypatch):
+    from pipeline.registered import parse_ref
     from serving.command import parse
-    from serving.registry import parse_ref
 
     monkeypatch.setenv("TRIFOCAL_API_KEYS", "")
     entry = re.search(r"ENTRYPOINT (\[.*\])", (ROOT / "serving" / "Dockerfile").read_text())

@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.bundle import read_bundle
 from pipeline.errors import BundleError
-from serving.registry import ModelRef, cache_folder
+from pipeline.registered import ModelRef
+from serving.registry import cache_folder
 from tests.e2e.services import Running, picture
 from tests.unit.bundles import known_bundle
 
@@ -91,20 +92,20 @@ def test_a_registered_bundle_is_fetched_whole_and_one_without_a_bundle_is_told(t
     from mlflow.tracking import MlflowClient
 
     from pipeline.export.register import register
-    from serving.fetch import fetch_bundle, version_of
+    from pipeline.registered import fetch_bundle, version_number
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     bundle = known_bundle(tmp_path / "known")
     assert register(read_bundle(bundle), "known", "champion") == "1"
-    assert version_of("known", "champion") == "1"
+    assert version_number(ModelRef("known", "champion")) == "1"
     fetch_bundle("known", "1", tmp_path / "fetched")
     assert read_bundle(tmp_path / "fetched").manifest == read_bundle(bundle).manifest
     MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").create_model_version("known", bundle.as_uri())
     with pytest.raises(BundleError, match="--register"):
         fetch_bundle("known", "2", tmp_path / "other")
     with pytest.raises(BundleError, match="models:/known@nobody"):
-        version_of("known", "nobody")
+        version_number(ModelRef("known", "nobody"))
 
 
 def test_a_bundle_that_was_altered_is_not_swapped_in(tmp_path):

@@ -15,14 +15,8 @@ import httpx
 import pytest
 
 from tests.e2e.services import ROOT, Running, picture
-from tests.unit.bundles import known_bundle
 
 NASTY = Path(os.environ.get("TRIFOCAL_NASTY", ROOT.parent / "shared" / "data" / "nasty"))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return known_bundle(tmp_path_factory.mktemp("bundle") / "known")
 
 
 @pytest.fixture(scope="module")

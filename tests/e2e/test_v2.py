@@ -11,21 +11,9 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from serving.predictor import Predictor
-from tests.e2e.services import Running, picture
-from tests.unit.bundles import known_bundle
+from tests.e2e.services import picture
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return known_bundle(tmp_path_factory.mktemp("bundle") / "known")
-
-
-@pytest.fixture(scope="module")
-def service(bundle):
-    with Running(bundle) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.errors import BundleError, ConfigError, EngineError
+from pipeline.registered import ModelRef, parse_ref
 from serving import registry
 from serving.follow import Follower
 from serving.observe import Metrics
-from serving.registry import ModelRef, current_version, parse_ref
+from serving.registry import current_version
 from tests.unit.asgi import in_loop
 
 REF = ModelRef("known", "champion")

@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.colours import Listing, Value, find_list, read_list
 from pipeline.data.formats.files import SPLITS, folder_split, images_under, masks_under
 from pipeline.data.formats.voc import read_image_sets
 from pipeline.errors import DataError
-from pipeline.imaging.masks import ColourMask, IndexMask
+from pipeline.imaging.masks import ColourMask, IndexMask, read_plane
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import FileImage, Record
 
@@ -158,18 +157,9 @@ def _values_or_error(path: Path) -> set[Value] | DataError:
 
 def mask_values(path: Path) -> set[Value]:
     """The pixel values of an index PNG or the RGB colours of a colour PNG; raises DataError when it cannot be read."""
-    try:
-        with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF")) as image:
-            image.load()
-            if image.mode.startswith("I") or image.mode == "F":
-                raise DataError(
-                    f"mask {path}: mode {image.mode}, 16 bits or more a pixel; save class indices as 8 bits"
-                )
-            if image.mode in {"1", "L", "P", "LA"}:
-                plane = np.asarray(image.convert("L") if image.mode == "LA" else image, np.uint8)
-                return {int(value) for value in np.flatnonzero(np.bincount(plane.reshape(-1), minlength=256))}
-            rgb = np.asarray(image.convert("RGB"), np.uint32)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"mask {path}: {error}") from error
+    plane = read_plane(path)
+    if plane.ndim == 2:
+        return {int(value) for value in np.flatnonzero(np.bincount(plane.reshape(-1), minlength=256))}
+    rgb = plane.astype(np.uint32)
     packed = np.unique(rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2])
     return {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in packed}
