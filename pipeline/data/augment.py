@@ -23,24 +23,30 @@ class Albumentations:
 
     Args:
         described: one mapping a transform: `{class_name: HorizontalFlip, p: 0.5}`.
-        size: (height, width) that the views have in the end (letterboxed where the transforms leave another).
+        size: (height, width) of the input; where the transforms leave another, the view is letterboxed.
+        view: (height, width) of the views; smaller than `size`, they are cut out at random at the input's scale.
 
     Raises:
         ConfigError: an unknown class or argument, or a value albumentations refuses.
     """
 
-    def __init__(self, described: list[dict[str, Any]], size: tuple[int, int]) -> None:
+    def __init__(
+        self, described: list[dict[str, Any]], size: tuple[int, int], view: tuple[int, int] | None = None
+    ) -> None:
         # It would ask the network for a newer release.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         import albumentations as A  # its documentation's own short name
 
         transforms = [build_transform(A, dict(entry)) for entry in described]
-        pad = [
-            A.LongestMaxSize(max_size_hw=size),
-            A.PadIfNeeded(min_height=size[0], min_width=size[1], fill=FILL, fill_mask=IGNORE_INDEX),
-        ]
+        fit = [A.LongestMaxSize(max_size_hw=size)]
+        height, width = view or size
+        pad = [A.PadIfNeeded(min_height=height, min_width=width, fill=FILL, fill_mask=IGNORE_INDEX)]
+        if (height, width) == tuple(size):
+            steps = [*transforms, *fit, *pad]
+        else:
+            steps = [*fit, *transforms, *pad, A.RandomCrop(height, width)]
         boxes = A.BboxParams(format="pascal_voc", label_fields=["row"], min_area=4, min_visibility=0.2, clip=True)
-        self.compose = A.Compose([*transforms, *pad], bbox_params=boxes, keypoint_params=None)
+        self.compose = A.Compose(steps, bbox_params=boxes, keypoint_params=None)
 
     def __call__(
         self, image: NDArray[np.uint8], labels: Labels, rng: np.random.Generator

@@ -18,7 +18,12 @@ Labels = dict[str, SampleLabel]
 
 
 def augment(
-    image: Image, labels: Labels, size: tuple[int, int], preset: Preset, rng: np.random.Generator
+    image: Image,
+    labels: Labels,
+    size: tuple[int, int],
+    preset: Preset,
+    rng: np.random.Generator,
+    fit: tuple[int, int] | None = None,
 ) -> tuple[Image, Labels]:
     """One random view.
 
@@ -28,8 +33,9 @@ def augment(
         size: (height, width) of the answer.
         preset: how far to go.
         rng: decides.
+        fit: (height, width) of the input; a smaller `size` is cut out of a view of that scale. None is `size`.
     """
-    matrix = draw_matrix(image.shape[:2], size, preset, rng)
+    matrix = draw_matrix(image.shape[:2], size, preset, rng, fit)
     lens = float(rng.uniform(-0.25, 0.25)) if rng.random() < preset.lens else 0.0
     view = _warp(image, matrix, size, cv2.INTER_LINEAR, (FILL, FILL, FILL), lens)
     moved: Labels = {}
@@ -51,10 +57,15 @@ def augment(
 
 
 def draw_matrix(
-    source: tuple[int, int], size: tuple[int, int], preset: Preset, rng: np.random.Generator
+    source: tuple[int, int],
+    size: tuple[int, int],
+    preset: Preset,
+    rng: np.random.Generator,
+    fit: tuple[int, int] | None = None,
 ) -> NDArray[np.float64]:
-    """A random affine matrix (2, 3) from source pixels to the view's, about the fit that letterbox would make."""
-    zoom = min(size[0] / source[0], size[1] / source[1]) * np.exp(rng.uniform(*np.log(preset.scale)))
+    """A random affine matrix (2, 3) from source pixels to the view's, about the scale at which letterbox fits `fit`."""
+    height, width = fit or size
+    zoom = min(height / source[0], width / source[1]) * np.exp(rng.uniform(*np.log(preset.scale)))
     stretch = np.exp(rng.uniform(-1, 1) * np.log(preset.stretch) / 2)
     angle = np.deg2rad(rng.uniform(-preset.degrees, preset.degrees))
     flip_x = -1.0 if rng.random() < preset.flip else 1.0
@@ -64,7 +75,8 @@ def draw_matrix(
     # A zoomed-in view may look anywhere in the picture, a zoomed-out one may lie anywhere in the view.
     free = np.abs(np.asarray([source[1] * zoom - size[1], source[0] * zoom - size[0]])) / 2
     slack = free + preset.shift * np.asarray([size[1], size[0]])
-    offset = np.asarray([size[1], size[0]]) / 2 + rng.uniform(-1, 1, 2) * slack * (preset.shift > 0)
+    moves = preset.shift > 0 or (height, width) != size
+    offset = np.asarray([size[1], size[0]]) / 2 + rng.uniform(-1, 1, 2) * slack * moves
     centre = np.asarray([source[1], source[0]]) / 2
     return np.concatenate([linear, (offset - linear @ centre)[:, None]], 1)
 

@@ -43,6 +43,8 @@ class VisionData(L.LightningDataModule):
         format: `auto`, or readers joined by `+`, e.g. `coco+masks`.
         sources: several data sets for one network, mixed by weight.
         size: input side in pixels, or (height, width); multiples of 32.
+        train_size: side of the training views, cut out at random at the input's scale; None trains on whole inputs.
+            Large inputs cost a fraction so (Touvron et al. 2019, https://arxiv.org/abs/1906.06423).
         batch_size: images a batch and process.
         workers: loader processes; -1 chooses: none for the built-in shapes, else one per core up to 4.
         augment: preset `none`, `light`, `standard` or `strong`, or albumentations' transforms by class name.
@@ -65,6 +67,7 @@ class VisionData(L.LightningDataModule):
         format: str = "auto",  # noqa: A002  # the config's name for it
         sources: list[Source] | None = None,
         size: int | tuple[int, int] = 320,
+        train_size: int | tuple[int, int] | None = None,
         batch_size: int = 16,
         workers: int = -1,
         augment: Literal["none", "light", "standard", "strong"] | list[dict[str, Any]] = "standard",
@@ -82,9 +85,10 @@ class VisionData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.settings = _plain_settings(locals())
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        if any(side % 32 or side < 32 for side in self.size):
-            raise ConfigError(f"data.size must be multiples of 32, not {list(self.size)}")
+        self.size = _sides("size", size)
+        self.train_size = self.size if train_size is None else _sides("train_size", train_size)
+        if self.train_size[0] > self.size[0] or self.train_size[1] > self.size[1]:
+            raise ConfigError(f"data.train_size {list(self.train_size)} is larger than data.size {list(self.size)}")
         if root is not None and sources:
             raise ConfigError("give data.root or data.sources, not both")
         for number, source in enumerate(sources or []):
@@ -103,7 +107,7 @@ class VisionData(L.LightningDataModule):
         if isinstance(augment, str):
             check_preset(augment)
         else:
-            Albumentations(augment, self.size)
+            Albumentations(augment, self.size, self.train_size)
         self.problems: list[Problem] = []
         self.formats: list[str] = []
         self._splits: dict[str, list[Record]] | None = None
@@ -115,8 +119,9 @@ class VisionData(L.LightningDataModule):
         """The training view; a preset is chosen by what the data is labelled with."""
         if isinstance(self.augment, str):
             kinds = {space.kind for space in self._spaces.values()}
-            return partial(_preset_view, preset=find_preset(self.augment, kinds, self.flip), size=self.size)
-        return Albumentations(self.augment, self.size)
+            preset = find_preset(self.augment, kinds, self.flip)
+            return partial(_preset_view, preset=preset, size=self.train_size, fit=self.size)
+        return Albumentations(self.augment, self.size, self.train_size)
 
     # --- what the data is ---------------------------------------------------------------------------------------
 
@@ -281,5 +286,14 @@ def _plain_settings(given: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-def _preset_view(image: Any, labels: Any, rng: np.random.Generator, preset: Preset, size: tuple[int, int]) -> Any:
-    return fused.augment(image, labels, size, preset, rng)
+def _sides(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    sides = (given, given) if isinstance(given, int) else (int(given[0]), int(given[1]))
+    if any(side % 32 or side < 32 for side in sides):
+        raise ConfigError(f"data.{name} must be multiples of 32, not {list(sides)}")
+    return sides
+
+
+def _preset_view(
+    image: Any, labels: Any, rng: np.random.Generator, preset: Preset, size: tuple[int, int], fit: tuple[int, int]
+) -> Any:
+    return fused.augment(image, labels, size, preset, rng, fit)

@@ -57,6 +57,31 @@ def test_albumentations_moves_boxes_masks_and_pixels_alike(described):
     assert seen
 
 
+@pytest.mark.parametrize("way", ["preset", "albumentations"])
+def test_a_smaller_view_is_cut_out_at_the_inputs_scale(way):
+    views, whole = set(), 0
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        if way == "preset":
+            image, labels = augment(*labelled(), (160, 224), Preset(flip=0.0), rng, (240, 320))
+        else:
+            image, labels = Albumentations([], (240, 320), (160, 224))(*labelled(), rng)
+        assert image.shape == (160, 224, 3)
+        assert labels["surface"].shape == (160, 224)
+        ys, xs = np.nonzero(labels["surface"] == 1)
+        if len(labels["objects"]) == 0:
+            continue
+        hull = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert labels["objects"].xyxy[0] == pytest.approx(hull, abs=2)
+        views.add(tuple(hull))
+        if hull[0] > 0 and hull[1] > 0 and hull[2] < 224 and hull[3] < 160:
+            # 40 x 60 pixels of a picture of 120 x 160 are twice that at the input's scale.
+            assert (hull[3] - hull[1], hull[2] - hull[0]) == (80, 120)
+            whole += 1
+    assert len(views) > 3
+    assert whole
+
+
 def test_the_same_draw_gives_the_same_view():
     view = Albumentations([{"class_name": "Affine", "rotate": [-90, 90], "p": 1}], (96, 128))
     first, _ = view(*labelled(), np.random.default_rng(3))

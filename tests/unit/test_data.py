@@ -49,6 +49,16 @@ def test_shapes_are_the_same_for_the_same_seed_at_any_size():
     assert {space.kind for space in first.spaces.values()} == {"classes", "boxes", "mask"}
 
 
+def test_views_may_be_smaller_than_the_input():
+    data = shapes(train_size=32)
+    assert next(iter(data.train_dataloader())).images.shape == (4, 3, 32, 32)
+    assert next(iter(data.val_dataloader())).images.shape[2:] == (64, 64)
+    with pytest.raises(ConfigError, match=r"train_size \[96, 96\] is larger than data.size \[64, 64\]"):
+        shapes(train_size=96)
+    with pytest.raises(ConfigError, match=r"data\.train_size must be multiples of 32"):
+        shapes(train_size=40)
+
+
 def test_batches_hold_every_field_and_repeat_by_seed():
     data = shapes(mosaic=0.5, mixup=0.5, cutmix=0.5)
     first = list(data.train_dataloader())
