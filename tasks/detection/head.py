@@ -30,7 +30,7 @@ from tasks.head import Head, Losses, register
 
 
 class BranchOutput(NamedTuple):
-    """Class logits float32 (B, A, C) and side logits float32 (B, A, 4, R) of all anchor points."""
+    """Class logits float32 (B, A, C) and side logits (B, A, 4, R), as computed, of all anchor points."""
 
     logits: Tensor
     sides: Tensor
@@ -65,7 +65,7 @@ class Branch(nn.Module):
         """Maps (B, width, H_i, W_i) to the outputs of all points, level by level."""
         logits = [tower(m).flatten(2).transpose(1, 2) for tower, m in zip(self.class_tower, maps, strict=True)]
         sides = [tower(m).flatten(2).transpose(1, 2) for tower, m in zip(self.side_tower, maps, strict=True)]
-        joined = torch.cat(sides, 1).float()
+        joined = torch.cat(sides, 1)
         return BranchOutput(torch.cat(logits, 1).float(), joined.reshape(joined.shape[0], -1, 4, self.bins))
 
 
@@ -152,21 +152,23 @@ class DetectionHead(Head):
     def _branch_loss(
         self, branch: BranchOutput, points: Tensor, strides: Tensor, target: BoxTarget, topk: int
     ) -> Losses:
-        logits, sides = branch.logits[target.present], branch.sides[target.present]
-        boxes = distances_to_boxes(expected_distances(sides), points, strides)
-        wanted = target.xyxy[target.present]
-        # Crowd regions are neither objects nor background.
-        classes = target.classes[target.present].masked_fill(target.crowd[target.present], -1)
+        logits, sides, wanted, classes, crowd = _labelled(
+            target.present, branch.logits, branch.sides, target.xyxy, target.classes, target.crowd
+        )
         with torch.no_grad():
-            given = assign(logits.sigmoid(), boxes, points, strides, wanted, classes, topk)
+            boxes = distances_to_boxes(expected_distances(sides), points, strides)
+            # Crowd regions are neither objects nor background.
+            given = assign(logits.sigmoid(), boxes, points, strides, wanted, classes.masked_fill(crowd, -1), topk)
         norm = given.scores.sum().clamp(min=1)
         loss = F.binary_cross_entropy_with_logits(logits, given.scores, reduction="none")
-        crowded = _inside_crowd(points, wanted, target.crowd[target.present]) & ~given.taken
+        crowded = _inside_crowd(points, wanted, crowd) & ~given.taken
         class_loss = (loss * ~crowded[..., None]).sum() / norm
         weight = given.scores.sum(2)[given.taken]
-        side_logits, aim = sides[given.taken], given.boxes[given.taken]
+        # Few points answer for a box, so only theirs are taken through the distribution with gradients.
+        side_logits, aim = sides[given.taken].float(), given.boxes[given.taken]
         at = given.taken.nonzero()[:, 1]
-        box_loss = ((1 - complete_iou(boxes[given.taken], aim)) * weight).sum() / norm
+        found = distances_to_boxes(expected_distances(side_logits), points[at], strides[at])
+        box_loss = ((1 - complete_iou(found, aim)) * weight).sum() / norm
         distances = boxes_to_distances(aim, points[at], strides[at])
         dfl = (distribution_focal_loss(side_logits, distances) * weight).sum() / norm
         return {
@@ -194,8 +196,15 @@ def _scale_gradient(value: Tensor, factor: float) -> Tensor:
     return value * factor + value.detach() * (1 - factor)
 
 
+def _labelled(present: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The labelled images' rows of each (B, ...); no copy where all are labelled."""
+    return values if bool(present.all()) else tuple(value[present] for value in values)
+
+
 def _inside_crowd(points: Tensor, boxes: Tensor, crowd: Tensor) -> Tensor:
-    """Bool (B, A): the point lies in a crowd region; boxes (B, M, 4), crowd (B, M)."""
-    low, high = points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points
-    inside = torch.cat([low, high], -1).amin(-1) > 0
-    return (inside & crowd[:, :, None]).any(1)
+    """Bool (B, A): the point lies in a crowd region; points (A, 2), boxes (B, M, 4), crowd (B, M)."""
+    inside = torch.zeros(len(boxes), len(points), dtype=torch.bool, device=points.device)
+    for image, box in crowd.nonzero().tolist():  # there are few
+        low, high = boxes[image, box, :2], boxes[image, box, 2:]
+        inside[image] |= ((points > low) & (points < high)).all(1)
+    return inside
