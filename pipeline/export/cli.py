@@ -30,11 +30,13 @@ def export_command(argv: list[str]) -> int:
     parser.add_argument("--data.root", dest="root", help="measure on this data instead of the checkpoint's")
     parser.add_argument("--data.format", dest="format", help="its format")
     given = parser.parse_args(argv)
-    from pipeline.export.run import ExportOptions, export
     from pipeline.export.source import find_checkpoint
 
+    checkpoint = find_checkpoint(given.ckpt)  # told before torch is loaded where there is none
+    from pipeline.export.run import ExportOptions, export
+
     options = ExportOptions(
-        checkpoint=find_checkpoint(given.ckpt),
+        checkpoint=checkpoint,
         out=given.out,
         name=given.name,
         int8=given.int8,

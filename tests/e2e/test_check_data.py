@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.test_commands import lightning
+from tests.e2e.commands import lightning
 from tests.unit.folders import coco, picture, plane, text, turned, voc
 
 MASK = np.repeat(np.arange(2, dtype=np.uint8), 10)[:, None].repeat(30, 1)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.e2e.test_commands import ROOT, TINY, lightning, runs_of
+from tests.e2e.commands import ROOT, TINY, lightning, runs_of
 
 SMALL = ["--data.size", "32", "--data.batch_size", "8", "--data.workers", "0", "--trainer.accelerator", "cpu"]
 SMALL += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tests.e2e.test_commands import TINY, runs_of
+from tests.e2e.commands import TINY, runs_of
 
 QUICK = [*TINY, "--data.shapes", "{images: 30, size: 32}", "--data.size", "32", "--data.batch_size", "6"]
 

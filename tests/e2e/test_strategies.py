@@ -12,7 +12,7 @@ from PIL import Image
 from torch import distributed as dist
 
 from tasks.multitask import MultiTaskModule
-from tests.e2e.test_commands import ROOT, TINY, lightning, runs_of
+from tests.e2e.commands import ROOT, TINY, lightning, runs_of
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 QUICK = [*TINY, "--data.shapes", "{images: 50, size: 64}", "--data.batch_size", "6", "--trainer.max_epochs", "1"]
