@@ -17,10 +17,10 @@ from pipeline.data.formats.coco import read_coco_file
 from pipeline.data.formats.detect import read_source
 from pipeline.data.unite import renumber
 from pipeline.errors import ConfigError, DataError
+from pipeline.imaging.runs import MaskRuns
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import Boxes, FileImage, Record
 from serving.batch.names import raw
-from serving.batch.rle import decode_mask
 from serving.batch.rows import ImageResult, Row
 from serving.batch.sources import LocalFiles, Source
 
@@ -195,7 +195,9 @@ class MaskTally:
     def add(self, row: Row, label: Any) -> None:
         """One image's mask and the labelled one, at full size."""
         wanted = label.read((row.height, row.width)).ravel()
-        guess = decode_mask(dict(zip(row.classes, row.counts, strict=True)), (row.height, row.width)).ravel()
+        guess = (
+            MaskRuns.decoded(dict(zip(row.classes, row.counts, strict=True)), (row.height, row.width)).mask().ravel()
+        )
         keep, count = wanted != IGNORE_INDEX, len(self._matrix)
         flat = wanted[keep].astype(np.int64) * count + guess[keep]
         self._matrix += np.bincount(flat, minlength=count * count).reshape(count, count)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import HeadSpec
+from pipeline.imaging.enlarge import likeliest_runs, nearest_runs
 from pipeline.imaging.geometry import Letterbox
-from pipeline.imaging.letterbox import indices_to_source, mask_to_source
+from pipeline.imaging.runs import MaskRuns
 from serving.engines.base import Outputs
 
 
@@ -42,9 +43,24 @@ class BoxAnswer:
 
 @dataclass(frozen=True, slots=True)
 class MaskAnswer:
-    """A class index per pixel, uint8 (h, w) at the image's full size."""
+    """A class index for each of the full image's pixels, held as runs or as uint8 (h, w), each made from the other."""
 
-    mask: NDArray[np.uint8]
+    held: MaskRuns | NDArray[np.uint8]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.held.size if isinstance(self.held, MaskRuns) else (self.held.shape[0], self.held.shape[1])
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """Uint8 (h, w); made at each call where runs are held."""
+        return self.held.mask() if isinstance(self.held, MaskRuns) else self.held
+
+    @property
+    def runs(self) -> MaskRuns:
+        """Runs down the columns, found at each call where the plane is held."""
+        return self.held if isinstance(self.held, MaskRuns) else MaskRuns.of(self.held)
 
 
 HeadAnswer = LabelAnswer | BoxAnswer | MaskAnswer
@@ -101,5 +117,5 @@ def _boxes(outputs: Outputs, name: str, index: int, frame: Letterbox, threshold:
 
 def _mask(outputs: Outputs, name: str, index: int, frame: Letterbox) -> MaskAnswer:
     if frame.inner == frame.source or f"{name}.probabilities" not in outputs:
-        return MaskAnswer(indices_to_source(outputs[f"{name}.mask"][index], frame))
-    return MaskAnswer(mask_to_source(outputs[f"{name}.probabilities"][index], frame))
+        return MaskAnswer(nearest_runs(outputs[f"{name}.mask"][index], frame))
+    return MaskAnswer(likeliest_runs(outputs[f"{name}.probabilities"][index], frame))

@@ -35,12 +35,12 @@ def _render_head(found: HeadAnswer, head: HeadSpec, masks: str) -> dict[str, Any
         }
     if isinstance(found, BoxAnswer):
         return {"kind": "boxes", "threshold": head.threshold, "boxes": _boxes(found, names)}
-    height, width = found.mask.shape
+    height, width = found.size
     common = {"kind": "mask", "size": {"height": height, "width": width}}
     if masks == "png":
         return {**common, "classes": list(names), "png": base64.b64encode(_png(found.mask)).decode()}
-    form = _polygons if masks == "polygons" else _rle
-    return {**common, "classes": list(names), "regions": [form(found.mask, index, names) for index in _present(found)]}
+    regions = _polygons(found.mask, names) if masks == "polygons" else _rle(found, names)
+    return {**common, "classes": list(names), "regions": regions}
 
 
 def _boxes(found: BoxAnswer, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -56,26 +56,27 @@ def _boxes(found: BoxAnswer, names: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _present(found: MaskAnswer) -> list[int]:
-    """Classes that occur, without the background, class 0."""
-    counts = np.bincount(found.mask.reshape(-1), minlength=1)
-    return [int(index) for index in np.nonzero(counts)[0] if index > 0]
+def _rle(found: MaskAnswer, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Of every class that occurs, without the background, class 0."""
+    return [
+        {
+            "class": names[index],
+            "class_id": index,
+            "pixels": pixels,
+            "rle": {"size": list(found.size), "counts": counts},
+        }
+        for index, (pixels, counts) in found.runs.encoded().items()
+        if index > 0
+    ]
 
 
-def _rle(mask: NDArray[np.uint8], index: int, names: tuple[str, ...]) -> dict[str, Any]:
-    from pycocotools import mask as coco
-
-    plane = mask == index
-    coded = coco.encode(np.asfortranarray(plane, np.uint8))
-    return {
-        "class": names[index],
-        "class_id": index,
-        "pixels": int(np.count_nonzero(plane)),
-        "rle": {"size": [int(side) for side in coded["size"]], "counts": coded["counts"].decode("ascii")},
-    }
+def _polygons(mask: NDArray[np.uint8], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Of every class that occurs, without the background, class 0."""
+    present = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=1)).tolist()
+    return [_polygon(mask, index, names) for index in present if index > 0]
 
 
-def _polygons(mask: NDArray[np.uint8], index: int, names: tuple[str, ...]) -> dict[str, Any]:
+def _polygon(mask: NDArray[np.uint8], index: int, names: tuple[str, ...]) -> dict[str, Any]:
     plane = (mask == index).astype(np.uint8)
     contours, tree = cv2.findContours(plane, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings: dict[int, dict[str, Any]] = {}

@@ -17,16 +17,13 @@ from pipeline.bundle import HeadSpec, Manifest
 from pipeline.errors import ImageError
 from pipeline.imaging.decode import decode_bytes
 from pipeline.imaging.draw import draw_boxes, draw_mask
+from pipeline.imaging.runs import MaskRuns
 from serving.batch.names import raw
-from serving.batch.rle import decode_mask
 from serving.batch.rows import Row
 from serving.batch.tally import BINS, HeadTally, Tally
 
 SIDE = 144
 """Longer side of a sample, pixels."""
-
-LARGEST = 25_000_000
-"""Pixels of a mask that is drawn over a sample; larger ones would cost too much memory for a thumbnail."""
 
 Read = Callable[[bytes], bytes]
 Small = Callable[[str], NDArray[np.uint8]]
@@ -114,9 +111,9 @@ def _figure(row: Row, spec: HeadSpec, small: Small) -> str:
 
 def _thumbnail(small: NDArray[np.uint8], row: Row, spec: HeadSpec) -> NDArray[np.uint8]:
     size = small.shape[1], small.shape[0]
-    if row.kind == "mask" and row.width * row.height <= LARGEST:
-        mask = decode_mask(dict(zip(row.classes, row.counts, strict=True)), (row.height, row.width))
-        return draw_mask(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), spec.space)
+    if row.kind == "mask":
+        runs = MaskRuns.decoded(dict(zip(row.classes, row.counts, strict=True)), (row.height, row.width))
+        return draw_mask(small, runs.sampled(size[::-1]), spec.space)
     if row.kind == "boxes":
         moved = np.asarray(row.boxes, np.float32).reshape(-1, 4) * (size[0] / row.width)
         keep = np.asarray(row.scores) >= spec.threshold

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bundle import HeadSpec
 from serving.answers import Answer, BoxAnswer, HeadAnswer, LabelAnswer
-from serving.batch.rle import encode_mask
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,7 +108,7 @@ def _columns(found: HeadAnswer, head: HeadSpec, shown_from: float | None) -> dic
         kinds = found.classes.tolist()
         names = [head.classes[i] for i in kinds]
         return {"classes": kinds, "labels": names, "scores": found.scores.tolist(), "boxes": found.boxes.tolist()}
-    encoded = encode_mask(found.mask)
+    encoded = found.runs.encoded()
     return {
         "classes": list(encoded),
         "labels": [head.classes[i] if i < len(head.classes) else "" for i in encoded],

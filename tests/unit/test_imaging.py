@@ -17,8 +17,9 @@ from pipeline.data.fused import augment
 from pipeline.data.presets import PRESETS
 from pipeline.errors import ImageError
 from pipeline.imaging.decode import decode_bytes, image_size, read_image
+from pipeline.imaging.enlarge import nearest_runs
 from pipeline.imaging.geometry import Letterbox
-from pipeline.imaging.letterbox import indices_to_source, place
+from pipeline.imaging.letterbox import place
 from pipeline.imaging.masks import ColourMask, IndexMask, ShapeMask
 from pipeline.labels import IGNORE_INDEX
 from pipeline.records import Boxes
@@ -144,7 +145,7 @@ def test_a_mask_there_and_back_is_not_shifted(source):
     inside = place(disc, frame, IGNORE_INDEX, cv2.INTER_NEAREST_EXACT)
     for plane in (
         inside[frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]],
-        indices_to_source(inside, frame),
+        nearest_runs(inside, frame).mask(),
     ):
         turned = plane != plane[::-1, ::-1]
         assert turned.mean() < 0.01  # the middle stays the middle

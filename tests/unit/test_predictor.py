@@ -10,14 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, EngineError, ImageError
 from pipeline.imaging.geometry import Letterbox
-from pipeline.imaging.letterbox import letterbox_image, mask_to_source
+from pipeline.imaging.letterbox import letterbox_image
 from serving.answers import Answer, BoxAnswer, LabelAnswer, MaskAnswer, Options
 from serving.predictor import Predictor
 from tests.unit.bundles import known_bundle
@@ -91,17 +87,6 @@ def test_letterboxing_is_training_evaluations_own(predictor):
     np.testing.assert_array_equal(prepared.pixels, letterbox_image(pixels, prepared.frame))
 
 
-@pytest.mark.parametrize("source", [(32, 32), (45, 61), (20, 90), (300, 17)])
-def test_masks_grow_to_full_size_as_torch_interpolates(source):
-    rng = np.random.default_rng(1)
-    frame = Letterbox.fit(source, (32, 32))
-    probabilities = rng.dirichlet(np.ones(5), (32, 32)).transpose(2, 0, 1).astype(np.float32)
-    inner = probabilities[:, frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]]
-    full = F.interpolate(torch.from_numpy(inner)[None], size=source, mode="bilinear", align_corners=False)
-    wanted = full[0].argmax(0).numpy()
-    assert (mask_to_source(probabilities, frame) != wanted).mean() < 0.001
-
-
 def test_unknown_engines_and_wrong_shapes_are_told(predictor):
     with pytest.raises(EngineError, match="did you mean 'onnxruntime'"):
         Predictor.load(predictor.bundle.path, "onnxruntme")
@@ -115,18 +100,3 @@ def test_serving_imports_no_torch():
     code = "import sys, serving.predictor, serving.engines.onnxruntime; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 7), st.integers(0, 2**32 - 1), st.floats(0.2, 30))
-def test_classes_that_cannot_win_are_left_out_without_changing_the_mask(classes, seed, sharpness):
-    rng = np.random.default_rng(seed)
-    logits = cv2.GaussianBlur(rng.normal(size=(32, 32, classes)).astype(np.float32), (0, 0), 3).reshape(32, 32, classes)
-    powers = np.exp(logits * sharpness).transpose(2, 0, 1)
-    probabilities = np.ascontiguousarray(powers / powers.sum(0)).astype(np.float32)
-    frame = Letterbox.fit((int(rng.integers(20, 90)), int(rng.integers(20, 90))), (32, 32))
-    inner = probabilities[:, frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]]
-    if frame.inner == frame.source:
-        return
-    planes = [cv2.resize(np.ascontiguousarray(p), frame.source[::-1], interpolation=cv2.INTER_LINEAR) for p in inner]
-    np.testing.assert_array_equal(mask_to_source(probabilities, frame), np.argmax(planes, 0))

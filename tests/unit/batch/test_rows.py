@@ -1,15 +1,12 @@
-"""Rows, tables and run lengths: what goes in comes out, whatever the names and sizes."""
+"""Rows, tables and names: what goes in comes out, whatever the names and sizes."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco
 
 from serving.batch.names import inside, raw, shown, stem
-from serving.batch.rle import decode_mask, encode_mask
 from serving.batch.rows import Failure, ImageResult, Row, part_schema, results_of, table_of
 
 ROWS = (
@@ -31,19 +28,6 @@ def test_results_survive_their_table():
     assert table.schema == part_schema()
     assert list(results_of(table)) == results
     assert list(results_of(table_of([]))) == []
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
-def test_run_lengths_are_those_of_pycocotools(height, width, classes, seed):
-    mask = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint8)
-    found = encode_mask(mask)
-    for kind, (area, counts) in found.items():
-        wanted = coco.encode(np.asfortranarray(mask == kind))
-        assert counts == wanted["counts"].decode()
-        assert area == (mask == kind).sum()
-    assert set(found) == set(np.unique(mask).tolist())
-    np.testing.assert_array_equal(decode_mask({k: c for k, (_, c) in found.items()}, mask.shape), mask)
 
 
 @given(st.binary(max_size=30))

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.imaging import decode
+from pipeline.imaging.runs import MaskRuns
 from serving.answers import BoxAnswer, LabelAnswer
 from serving.batch.merge import average_boxes, merge_tiles, overlaps
 from serving.batch.picture import Picture
 from serving.batch.regions import InMemory, OnDisk
-from serving.batch.rle import decode_mask
 from serving.batch.tiles import cut, empty_mask, merge_labels, starts
 from serving.batch.tta import MirroredEngine
 from tests.unit.batch.helpers import content, predict
@@ -117,7 +117,7 @@ def test_masks_and_labels_of_tiles_are_those_of_every_pixel(folder, model, tmp_p
     rows = rows_of(tmp_path / "out")
     pixels = cv2.imread(str(folder / "large.png"))
     row = rows["large.png", "ground"]
-    mask = decode_mask(dict(zip(row["classes"], row["counts"], strict=True)), (75, 100))
+    mask = MaskRuns.decoded(dict(zip(row["classes"], row["counts"], strict=True)), (75, 100)).mask()
     np.testing.assert_array_equal(mask, pixels[..., 0] > pixels[..., 2])
     tiles = cut((75, 100), 32, 0.25)
     means = np.stack([pixels[t:b, left:r, ::-1].reshape(-1, 3).mean(0) for left, t, r, b in tiles]) / 255 * 10
