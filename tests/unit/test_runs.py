@@ -65,10 +65,10 @@ def test_noise_and_large_images_too(source):
     assert agrees(likeliest_runs(probabilities, frame), enlarged(probabilities, frame))
 
 
-def test_bands_of_rows_meet_without_a_seam(monkeypatch):
+def test_many_changes_are_looked_at_a_few_at_a_time(monkeypatch):
     probabilities, frame = smooth(6, 3, 9.0), Letterbox.fit((400, 300), SMALL)
     whole = likeliest_runs(probabilities, frame)
-    monkeypatch.setattr("pipeline.imaging.enlarge._FLOATS", 1)  # a band for every row
+    monkeypatch.setattr("pipeline.imaging.enlarge._VALUES", 1)  # one change at a time
     np.testing.assert_array_equal(likeliest_runs(probabilities, frame).mask(), whole.mask())
 
 
