@@ -1,7 +1,7 @@
 """`lightning batch-predict` against the raw limit, whole decoding, its own memory, kills, and another project's command.
 
     python benchmarks/batch.py speed    images/s against decode + letterbox + engine on the same threads, 1,000 JPEGs
-    python benchmarks/batch.py photos   12-megapixel photographs against decoding them whole
+    python benchmarks/batch.py photos   12-megapixel photographs (--images 40) against decoding them whole
     python benchmarks/batch.py memory   peak memory for 10,000 files against 1,000
     python benchmarks/batch.py kills    ten kills at random moments against an unbroken run, byte by byte
     python benchmarks/batch.py peer --peer PYTHON   the whole command against `yolo predict` on an ONNX model of the same
@@ -34,10 +34,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import cv2
 import numpy as np
+from batch_photos import decoders, make_photos, straightforward
 from PIL import Image
 
 from pipeline.bundle import read_bundle
-from pipeline.imaging.decode import decode_bytes
 from serving.batch.run import BatchRun
 from serving.batch.settings import Settings
 from serving.engines.registry import usable_cores
@@ -88,16 +88,11 @@ def ours(source: Path, model: Path, out: Path, given: Given) -> dict[str, Any]:
     return BatchRun(settings, read_bundle(model), [].append).run()
 
 
-def raw_limit(paths: list[Path], predictor: Predictor, batch: int, whole: bool = False) -> None:
+def raw_limit(paths: list[Path], predictor: Predictor, batch: int) -> None:
     """Reads, decodes, letterboxes and infers on every core, and keeps nothing: what no pipeline can beat."""
 
     def work(at: int) -> None:
-        ready = []
-        for path in paths[at : at + batch]:
-            if whole:
-                ready.append(predictor.letterbox(decode_bytes(path.read_bytes(), path.name)[0]))
-            else:
-                ready.append(predictor.decode(path.read_bytes()))
+        ready = [predictor.decode(path.read_bytes()) for path in paths[at : at + batch]]
         predictor.infer(np.stack([image.pixels for image in ready]))
 
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -151,22 +146,30 @@ def speed(given: Given, work: Path, model: Path) -> dict[str, Any]:
 
 
 def photos(given: Given, work: Path, model: Path) -> dict[str, Any]:
-    """Twelve megapixels: the command against the same loop without scaled decoding."""
-    source = make_images(work / "in", min(given.images, 60), (3000, 4000))
-    paths = sorted(source.iterdir())
+    """Twelve megapixels: the command against loops that decode every pixel, without and with the masks' answers."""
+    paths = make_photos(work / "in", given.images)
     predictor = Predictor.load(model, given.engine, streams=usable_cores())
+    some = [path.read_bytes() for path in paths[:8]]
+    _, decoding = in_turn(
+        {name: lambda d=decode: [d(data) for data in some] for name, decode in decoders(predictor).items()},
+        given.rounds,
+    )
     found, busy = in_turn(
         {
-            "whole": lambda: raw_limit(paths, predictor, given.batch, whole=True),
-            "ours": lambda: ours(source, model, work / "out", given),
+            "whole, nothing kept": lambda: straightforward(paths, predictor, given.batch, answered=False),
+            "whole, masks answered": lambda: straightforward(paths, predictor, given.batch, answered=True),
+            "ours": lambda: ours(work / "in", model, work / "out", given),
         },
         given.rounds,
     )
     return {
         "images": len(paths),
+        "engine": predictor.engine.report().spec,
+        "processor_seconds_to_input": {name: round(taken / len(some), 4) for name, taken in decoding.items()},
+        "to_input_against": {name: round(taken / decoding["ours"], 2) for name, taken in decoding.items()},
         "seconds": found,
-        "ratio": round(found["whole"] / found["ours"], 2),
-        "processor_ratio": round(busy["whole"] / busy["ours"], 2),
+        "ratio": {name: round(taken / found["ours"], 2) for name, taken in found.items()},
+        "processor_ratio": {name: round(taken / busy["ours"], 2) for name, taken in busy.items()},
     }
 
 

@@ -72,7 +72,8 @@ def _changes(
     Args:
         planes: the classes, column after column (C, w, h).
         winners: the likeliest of them in full-size columns, (W, h).
-        column, row: N places whose class differs from that of the row above.
+        column: of N places whose class differs from that of the row above.
+        row: likewise.
         full_width: W.
 
     Returns:
