@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from serving.admission import Admission
 from serving.observe import Metrics
 from serving.problems import Problem
 from serving.scheduler import BatchError, Scheduler
+from serving.scratch import Scratch
 from serving.settings import Settings
-from serving.workers import decoder, engine
+from serving.workers import kinds
 from serving.workers.pool import WorkerLostError, WorkerPool
 from serving.workers.slab import Lease, Slab
 
@@ -82,6 +84,9 @@ class Deployment:
         self._slab = Slab(self.slot_bytes, slots)
         self.admission = Admission(slots, settings.queue_bytes, settings.max_wait_s, settings.lanes())
         self.ready: dict[str, Any] = {}
+        self._scratch: Scratch | None = None
+        with contextlib.suppress(OSError):  # without room for it, each engine process holds its own weights
+            self._scratch = Scratch()
         self._decoders = self._decoder_pool()
         self._engines: WorkerPool | None = None
         self._scheduler: Scheduler[_Job, _Done] | None = None
@@ -129,6 +134,8 @@ class Deployment:
             self._engines.close()
         self._decoders.close()
         self._slab.close()
+        if self._scratch:
+            self._scratch.close()
 
     async def predict(self, data: bytes, name: str, options: PredictOptions) -> ImageAnswer:
         """One encoded picture to its answer; raises Problem. To be called between `admission.enter` and `leave`."""
@@ -243,7 +250,7 @@ class Deployment:
             "spaces": {name: space.to_dict() for name, space in self.manifest.spaces.items()},
         }
         lost = self._metrics.lost
-        return WorkerPool(decoder.run, plain, settings.decode_lanes(), self._slab.descriptor, "decoder", lost)
+        return WorkerPool(kinds.decoder, plain, settings.decode_lanes(), self._slab.descriptor, "decoder", lost)
 
     def _engine_pool(self, spec: str, count: int) -> WorkerPool:
         settings = self._settings
@@ -252,9 +259,10 @@ class Deployment:
             "bundle": str(self.bundle.path),
             "engine": spec,
             "threads": settings.engine_threads(),
+            "shared": str(self._scratch.path) if self._scratch else None,
             "buckets": sorted({1, *(1 << power for power in range(1, size.bit_length())), size}),
         }
-        return WorkerPool(engine.run, plain, count, self._slab.descriptor, "engine", self._metrics.lost)
+        return WorkerPool(kinds.engine, plain, count, self._slab.descriptor, "engine", self._metrics.lost)
 
 
 def _nothing() -> None:

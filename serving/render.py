@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from pipeline.bundle import HeadSpec
 from serving.answers import Answer, BoxAnswer, HeadAnswer, LabelAnswer, MaskAnswer
 
-MASK_FORMS = ("rle", "png", "polygons", "none")
-"""COCO run lengths per class, one index PNG, polygons per class with their holes, or no mask."""
-
 
 def render_answer(answer: Answer, heads: Mapping[str, HeadSpec], masks: str) -> dict[str, Any]:
-    """All heads' answers by name; `masks` is one of MASK_FORMS."""
+    """All heads' answers by name; `masks` is one of schemas.MASK_FORMS."""
     return {name: _render_head(found, heads[name], masks) for name, found in answer.heads.items()}
 
 

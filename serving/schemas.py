@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from serving.problems import KINDS, MEDIA_TYPE, Problem
-from serving.render import MASK_FORMS
+
+MASK_FORMS = ("rle", "png", "polygons", "none")
+"""COCO run lengths per class, one index PNG, polygons per class with their holes, or no mask."""
 
 _SIZE = {"type": "object", "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}}}
 _STRING = {"type": "string"}

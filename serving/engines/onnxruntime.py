@@ -13,6 +13,7 @@ from pipeline.bundle import Bundle
 from pipeline.errors import EngineError
 from serving.engines.base import EngineReport, Outputs, first_line, grey
 from serving.engines.files import require_self_contained
+from serving.engines.mapped import mapped_session
 
 NAME = "onnxruntime"
 VARIANTS = ("fp32", "int8", "cuda", "tensorrt")
@@ -47,9 +48,10 @@ class OnnxRuntimeEngine:
         bundle: where the file is.
         variant: one of `VARIANTS`.
         threads: threads of one call; 1 lets several calls run side by side without hindering each other.
+        shared: folder where processes of one service share the weights; None holds them here.
     """
 
-    def __init__(self, bundle: Bundle, variant: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, variant: str, threads: int, shared: Path | None = None) -> None:
         import onnxruntime as ort
 
         name = file_of(bundle, variant)
@@ -57,15 +59,13 @@ class OnnxRuntimeEngine:
             raise EngineError(f"bundle {bundle.path} has no {variant} ONNX file; export it with --int8")
         data = bundle.content(name)
         require_self_contained(data, bundle.path / name)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Idle threads must sleep: a service that waits for requests would burn its cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
         providers = [_PROVIDERS[variant]] if variant in _PROVIDERS else []
         try:
-            self._session = ort.InferenceSession(data, options, providers=[*providers, "CPUExecutionProvider"])
+            if shared is None:
+                both = [*providers, "CPUExecutionProvider"]
+                self._session = ort.InferenceSession(data, _options(threads), providers=both)
+            else:
+                self._session = mapped_session(data, shared, lambda: _options(threads))
         except Exception as error:  # its exceptions share no other base
             raise EngineError(f"{bundle.path / name}: ONNX Runtime cannot load it: {first_line(error)}") from error
         if providers and self._session.get_providers()[0] != providers[0]:
@@ -90,6 +90,28 @@ class OnnxRuntimeEngine:
     def report(self) -> EngineReport:
         """What runs here."""
         return self._report
+
+
+def _options(threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads must sleep: a service that waits for requests would burn its cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+    return options
+
+
+def load_shared(bundle: Bundle, variant: str, threads: int, folder: Path) -> OnnxRuntimeEngine | None:
+    """The engine with weights that lie once in `folder` for all who load it so; None where that cannot be done."""
+    if variant in _PROVIDERS or available(variant) is not None:
+        return None
+    try:
+        return OnnxRuntimeEngine(bundle, variant, threads, folder)
+    except (EngineError, OSError):  # no room on the disk, or a network that cannot be written anew: each holds its own
+        return None
 
 
 def load(bundle: Bundle, variant: str, threads: int, streams: int) -> OnnxRuntimeEngine:  # noqa: ARG001

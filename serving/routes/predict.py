@@ -15,8 +15,7 @@ from pipeline.errors import nearest
 from serving.body import Form, Upload, parse_form, read_body
 from serving.deployment import Deployment, ImageAnswer, PredictOptions
 from serving.problems import Problem
-from serving.render import MASK_FORMS
-from serving.schemas import PREDICT_REQUEST, PREDICT_RESPONSES
+from serving.schemas import MASK_FORMS, PREDICT_REQUEST, PREDICT_RESPONSES
 from serving.service import Service
 
 

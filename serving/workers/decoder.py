@@ -29,7 +29,7 @@ from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from pipeline.labels import LabelSpace
 from serving.workers import wire
-from serving.workers.entry import enter
+from serving.workers.entry import await_work, enter
 
 
 def run(pipe: Connection, settings: dict[str, Any]) -> None:
@@ -49,8 +49,8 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, ConnectionError):
         wire.send(own, {"ready": "decoder"})
-        _warm_up()
         while True:
+            await_work(own)
             head, data = wire.receive(own)
             # The service ends a process that hangs; where the service itself is gone, the alarm does.
             signal.alarm(int(settings["seconds"]) + 2)
@@ -58,8 +58,8 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
             signal.alarm(0)
 
 
-def _warm_up() -> None:
-    """What libraries put off until their first picture."""
+def warm_up() -> None:
+    """What libraries put off until their first picture; to be called before decoders are forked."""
     Image.init()
     grey = np.full((64, 64, 3), 114, np.uint8)
     pixels, full = decode_bytes(cv2.imencode(".jpg", grey)[1].tobytes(), "warm-up")

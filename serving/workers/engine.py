@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import read_bundle
+from pipeline.bundle import Bundle, read_bundle
 from pipeline.errors import TrifocalError
 from pipeline.imaging.geometry import Letterbox
 from serving.answers import Options, answer_of
 from serving.engines.base import Engine, Outputs, grey
-from serving.engines.choose import open_engine
+from serving.engines.choose import Choice, open_engine
 from serving.engines.compare import selftest
+from serving.engines.registry import engine_module, split_spec
 from serving.render import render_answer
+from serving.schemas import MASK_FORMS
 from serving.workers import wire
-from serving.workers.entry import enter, settle
+from serving.workers.entry import await_work, enter, keep_freed, settle
 
 
 def run(pipe: Connection, settings: dict[str, Any]) -> None:
@@ -31,9 +33,10 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
 
     Args:
         pipe: to the service.
-        settings: `bundle` folder, `engine`, `threads`, `buckets` of batch sizes, `size` (height, width).
+        settings: `bundle` folder, `engine`, `threads`, `buckets` of batch sizes, `shared`: a folder or None.
     """
     own, descriptor = enter(pipe, "engine")
+    keep_freed()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
             worker = EngineWorker(settings, mmap.mmap(descriptor, 0))
@@ -43,6 +46,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
         settle()
         wire.send(own, worker.ready)
         while True:
+            await_work(own)
             head, _ = wire.receive(own)
             answer, payload = worker.work(head)
             wire.send(own, answer, *payload)
@@ -53,7 +57,7 @@ class EngineWorker:
 
     def __init__(self, settings: dict[str, Any], memory: mmap.mmap) -> None:
         bundle = read_bundle(Path(settings["bundle"]))
-        choice, self._engine = open_engine(bundle, settings["engine"], settings["threads"], 1)
+        choice, self._engine = _open(bundle, settings)
         failures = selftest(bundle, self._engine)
         if failures:
             raise TrifocalError(f"bundle {bundle.path} fails its own self-test here: {'; '.join(failures)}")
@@ -64,8 +68,9 @@ class EngineWorker:
         self._buckets: list[int] = settings["buckets"]
         for size in self._buckets:
             self._engine.warm_up(size)
-        for masks in ("rle", "polygons", "png"):
-            self._warm_answer((height, width), masks)
+        outputs = self._engine.infer(grey(1, (height, width)))
+        for masks in MASK_FORMS:
+            self._warm_answer(outputs, (height, width), masks)
         report = self._engine.report()
         self.ready: dict[str, Any] = {
             "spec": report.spec,
@@ -73,7 +78,7 @@ class EngineWorker:
             "device": report.device,
             "threads": report.threads,
             "choice": choice.describe(),
-            "outputs": _signature(self._engine, (height, width), self._outputs),
+            "outputs": _signature(outputs, self._outputs),
         }
 
     def work(self, head: wire.Head) -> tuple[wire.Head, list[bytes]]:
@@ -94,9 +99,8 @@ class EngineWorker:
         }
         return answer, payload
 
-    def _warm_answer(self, size: tuple[int, int], masks: str) -> None:
+    def _warm_answer(self, outputs: Outputs, size: tuple[int, int], masks: str) -> None:
         frame = asdict(Letterbox.fit((2 * size[0], 2 * size[1]), size))
-        outputs = self._engine.infer(grey(1, size))
         self._render(outputs, 0, {"mode": "answer", "frame": frame, "heads": None, "threshold": None, "masks": masks})
 
     def _batch(self, slots: list[int]) -> NDArray[np.uint8]:
@@ -118,15 +122,26 @@ class EngineWorker:
         return tensors + text.encode()
 
 
+def _open(bundle: Bundle, settings: dict[str, Any]) -> tuple[Choice, Engine]:
+    """The engine that is named, its weights shared with the other streams where it can; raises TrifocalError."""
+    spec, shared = settings["engine"], settings["shared"]
+    if spec != "auto" and shared is not None:
+        name, variant = split_spec(spec)
+        load_shared = getattr(engine_module(name), "load_shared", None)
+        engine: Engine | None = load_shared and load_shared(bundle, variant, settings["threads"], Path(shared))
+        if engine is not None:
+            return Choice(engine.report().spec), engine
+    return open_engine(bundle, spec, settings["threads"], 1)
+
+
 def frame_from(plain: dict[str, Any]) -> Letterbox:
     """A letterbox that came over the wire."""
     source, target, inner = (tuple(plain[key]) for key in ("source", "target", "inner"))
     return Letterbox(source, target, inner, plain["top"], plain["left"])
 
 
-def _signature(engine: Engine, size: tuple[int, int], names: list[str]) -> list[dict[str, Any]]:
+def _signature(found: Outputs, names: list[str]) -> list[dict[str, Any]]:
     """Each output's name, type and shape without the batch, and where its bytes lie among all outputs' of a picture."""
-    found = engine.infer(grey(1, size))
     signature, at = [], 0
     for name in names:
         value = found[name]

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import select
 import signal
 import socket
 from multiprocessing.connection import Connection
@@ -17,6 +18,22 @@ def settle() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def keep_freed() -> None:
+    """Tells glibc to keep what is freed: to fetch and return an engine's buffers with each picture costs time."""
+    threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(threshold, 1 << 30)
+        libc.mallopt(trim, (1 << 31) - 1)
+
+
+def await_work(own: socket.socket) -> None:
+    """Returns when there is something to read; a process that had nothing to do for a second gives memory back first."""
+    if not select.select([own], [], [], 1.0)[0]:
+        settle()
+        select.select([own], [], [])
 
 
 def enter(pipe: Connection, kind: str) -> tuple[socket.socket, int]:

@@ -17,15 +17,7 @@ from serving.workers import wire
 
 log = logging.getLogger("trifocal.workers")
 
-PRELOAD = [
-    "numpy",
-    "cv2",
-    "PIL.Image",
-    "simplejpeg",
-    "onnxruntime",
-    "serving.workers.decoder",
-    "serving.workers.engine",
-]
+PRELOAD = "serving.workers.preloaded"
 """Imported once in the process that all workers are forked from: they start at once and share its memory."""
 
 Target = Callable[[Connection, dict[str, Any]], None]
@@ -60,7 +52,7 @@ class Worker:
 def start_nursery() -> None:
     """Starts the process that workers are forked from; later calls find it running."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([PRELOAD])
     from multiprocessing import forkserver
 
     forkserver.ensure_running()

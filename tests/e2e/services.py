@@ -23,12 +23,14 @@ ROOT = Path(__file__).parents[2]
 class Running:
     """A service process; `client` speaks to it, `log` is what it said."""
 
-    def __init__(self, model: str | Path, *options: str, **environment: str):
+    def __init__(self, model: str | Path, *options: str, start_new_session: bool = False, **environment: str):
         command = [str(Path(sys.executable).parent / "lightning"), "serve", str(model), "--port", "0", *options]
         if "--engine" not in options:
             command += ["--engine", "onnxruntime"]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-        self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=start_new_session
+        )
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

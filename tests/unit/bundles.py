@@ -23,8 +23,8 @@ HEADS = {
 }
 
 
-def known_graph() -> onnx.ModelProto:
-    """The graph described above."""
+def known_graph(ballast_mb: int = 0) -> onnx.ModelProto:
+    """The graph described above; ballast is so many MiB of weights that count for nothing."""
     constants = {
         "scale": np.float32(10 / 255),
         "axes": np.asarray([1, 2]),
@@ -53,6 +53,13 @@ def known_graph() -> onnx.ModelProto:
         helper.make_node("ArgMax", ["planes"], ["indices"], axis=1, keepdims=0),
         helper.make_node("Cast", ["indices"], ["ground.mask"], to=TensorProto.UINT8),
     ]
+    if ballast_mb:
+        width = ballast_mb * (1 << 20) // 24
+        constants["wide"] = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
+        constants["narrow"] = np.zeros((width, 3), np.float32)
+        added = [("MatMul", "means", "wide", "a"), ("MatMul", "a", "narrow", "b"), ("Add", "means", "b", "c")]
+        nodes[3].input[0] = "c"
+        nodes[3:3] = [helper.make_node(kind, [one, other], [out]) for kind, one, other, out in added]
     float32, side = TensorProto.FLOAT, 32
     graph = helper.make_graph(
         nodes,
@@ -73,11 +80,11 @@ def known_graph() -> onnx.ModelProto:
     return model
 
 
-def known_bundle(target: Path, name: str = "known") -> Path:
+def known_bundle(target: Path, name: str = "known", ballast_mb: int = 0) -> Path:
     """Writes the bundle; returns its folder."""
     manifest = Manifest(name, InputSpec(32, 32, 114), HEADS, opset=20, version="1")
     with writing(target) as part:
-        onnx.save(known_graph(), str(part / "model.onnx"))
+        onnx.save(known_graph(ballast_mb), str(part / "model.onnx"))
         files = {"model.onnx": describe_file(part / "model.onnx", "onnx", "fp32")}
         write_manifest(part, replace(manifest, files=files))
         finish(part, target)

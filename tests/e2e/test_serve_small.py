@@ -1,0 +1,56 @@
+"""What one idle service costs: memory after it has worked, and processor time to its first answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.e2e.services import Running, picture
+from tests.unit.bundles import known_bundle
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    bundle = known_bundle(tmp_path_factory.mktemp("bundle") / "known", ballast_mb=20)
+    with Running(bundle, "--streams", "2", "--decoders", "2") as running:
+        for _ in range(8):
+            assert running.client.post("/predict", content=picture(480, 640)).status_code == 200
+        yield running
+
+
+def everyone(service):
+    return [psutil.Process(service.process.pid), *service.family()]
+
+
+def test_start_and_first_answers_take_little_processor_time(service):
+    spent = sum(sum(process.cpu_times()[:2]) for process in everyone(service))
+    assert spent < 3.0  # 1.4 s where nothing else runs
+
+
+def test_an_idle_service_takes_less_than_200_mb_and_no_processor_time(service):
+    time.sleep(1.5)  # after a second without work the processes give memory back
+    before = sum(sum(process.cpu_times()[:2]) for process in everyone(service))
+    time.sleep(3)
+    assert sum(sum(process.cpu_times()[:2]) for process in everyone(service)) - before < 0.03
+    # Shared pages count once.
+    memory = {process.name(): process.memory_full_info().pss / 2**20 for process in everyone(service)}
+    assert sum(process.memory_full_info().pss for process in everyone(service)) < 200 * 2**20, memory
+
+
+def test_the_service_itself_loads_no_image_library(service):
+    mapped = {file.path for file in psutil.Process(service.process.pid).memory_maps()}
+    assert not [path for path in mapped if any(name in path for name in ("numpy", "cv2", "onnxruntime", "PIL"))]
+
+
+def test_sigterm_to_the_whole_group_still_answers_what_was_accepted(tmp_path):
+    with Running(known_bundle(tmp_path / "known"), "--drain", "1", start_new_session=True) as service:
+        os.killpg(service.process.pid, signal.SIGTERM)
+        service.wait_for("stopping")
+        for _ in range(5):
+            assert service.client.post("/predict", content=picture()).status_code == 200
+        assert service.stop() == 0
+        assert "died" not in service.text

@@ -1,0 +1,67 @@
+"""Weights that the processes of a service share, and the folder where they lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.bundle import read_bundle
+from serving.engines import onnxruntime
+from serving.scratch import Scratch
+from tests.unit.bundles import known_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return read_bundle(known_bundle(tmp_path / "known", ballast_mb=2))
+
+
+def test_shared_weights_answer_as_their_own_do(bundle, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    alone = onnxruntime.load(bundle, "fp32", 1, 1)
+    first, second = (onnxruntime.load_shared(bundle, "fp32", 1, tmp_path) for _ in range(2))
+    for engine in (first, second):
+        for name, value in alone.infer(images).items():
+            np.testing.assert_array_equal(engine.infer(images)[name], value)
+    assert (tmp_path / "weights").stat().st_size >= 2 << 20
+    assert second.report() == alone.report()
+
+
+def test_the_second_one_maps_what_the_first_one_wrote(bundle, tmp_path):
+    onnxruntime.load_shared(bundle, "fp32", 1, tmp_path)
+    written = (tmp_path / "weights").stat().st_mtime_ns
+    engine = onnxruntime.load_shared(bundle, "fp32", 1, tmp_path)
+    assert (tmp_path / "weights").stat().st_mtime_ns == written
+    maps = Path("/proc/self/maps").read_text()
+    assert str(tmp_path / "weights") in maps
+    engine.warm_up()
+
+
+def test_where_nothing_can_be_written_each_holds_its_own(bundle, tmp_path):
+    assert onnxruntime.load_shared(bundle, "fp32", 1, tmp_path / "nowhere") is None
+    assert onnxruntime.load_shared(bundle, "cuda", 1, tmp_path) is None
+
+
+def test_a_scratch_folder_ends_with_its_owner_even_where_that_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = Scratch()
+    code = "import serving.scratch, sys; s = serving.scratch.Scratch(); print(s.path, flush=True); sys.stdin.read()"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        theirs = other.stdout.readline().strip()
+        other.send_signal(signal.SIGKILL)
+    assert Path(theirs).is_dir()
+    again = Scratch()
+    assert not Path(theirs).exists()
+    assert mine.path.is_dir()  # its owner lives
+    for one in (mine, again):
+        one.close()
+    assert list(tmp_path.iterdir()) == []
