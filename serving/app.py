@@ -23,6 +23,7 @@ def build_app(service: Service) -> Envelope:
         description="Errors are RFC 9457 problem documents: what is wrong, where, and what helps.",
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
     for routes in (page, predict, operate, v2):

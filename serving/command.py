@@ -16,6 +16,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.observe import Metrics
+    from serving.traces import Traces
 
 
 def main(argv: list[str]) -> int:
@@ -73,7 +74,7 @@ async def _run(
     from serving.server import serve
     from serving.service import Service
 
-    service = Service(settings, metrics)
+    service = Service(settings, metrics, _traces(settings))
     following: asyncio.Task[None] | None = None
     try:
         ref = parse_ref(settings.model)
@@ -89,6 +90,16 @@ async def _run(
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
         await service.close()
+
+
+def _traces(settings: Settings) -> Traces:
+    from serving.traces import OFF
+
+    if not settings.traces:
+        return OFF
+    from serving.otel import OpenTelemetry
+
+    return OpenTelemetry()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -141,6 +152,7 @@ def parse(argv: list[str]) -> Settings:
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help="a key per line; or TRIFOCAL_API_KEYS=a,b")
     parser.add_argument("--cors", default="", metavar="ORIGIN,...", help="pages that may call from a browser")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument("--traces", action="store_true", help="OpenTelemetry, sent as the OTEL_* variables say")
     given = parser.parse_args(argv)
     for name in ("port", "streams", "threads", "decoders", "max_batch", "batch_delay_ms", "quota", "drain"):
         if getattr(given, name) < 0:
@@ -177,6 +189,7 @@ def parse(argv: list[str]) -> Settings:
         api_keys=_keys(given.api_keys),
         cors=tuple(part.strip() for part in given.cors.split(",") if part.strip()),
         log_format=given.log_format,
+        traces=given.traces,
     )
 
 

@@ -16,6 +16,7 @@ from serving.problems import Problem
 from serving.scheduler import BatchError, Scheduler
 from serving.scratch import Scratch
 from serving.settings import Settings
+from serving.traces import OFF, Traces
 from serving.workers import kinds
 from serving.workers.pool import WorkerLostError, WorkerPool
 from serving.workers.slab import Lease, Slab
@@ -63,6 +64,7 @@ class _Done:
     payload: bytes
     engine_s: float
     answer_s: float
+    batch: int
 
 
 class Deployment:
@@ -73,11 +75,14 @@ class Deployment:
         version: what its answers name it.
         settings: the service's.
         metrics: where stages are counted.
+        traces: where they are traced.
     """
 
-    def __init__(self, bundle: Bundle, version: str, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, bundle: Bundle, version: str, settings: Settings, metrics: Metrics, traces: Traces = OFF
+    ) -> None:
         self.bundle, self.version, self.manifest = bundle, version, bundle.manifest
-        self._settings, self._metrics = settings, metrics
+        self._settings, self._metrics, self._traces = settings, metrics, traces
         height, width = self.manifest.input.size
         self.slot_bytes = height * width * 3
         slots = max(1, min(settings.queue_items, settings.queue_bytes // self.slot_bytes))
@@ -182,19 +187,24 @@ class Deployment:
     async def draw(self, data: bytes, name: str, answer: ImageAnswer, image_format: str) -> bytes:
         """The picture with its answer (masks as PNG) drawn over it, encoded; raises Problem."""
         job = {"job": "draw", "name": name, "heads": json.loads(answer.heads), "format": image_format}
-        head, payload = await self._decode_call(job, data)
-        if "error" in head:
-            raise Problem(head["error"], head["detail"])
+        _, payload = await self._decode_call(job, data)
         return payload
 
     async def _decode(self, data: bytes, name: str, lease: Lease) -> dict[str, Any]:
         head, _ = await self._decode_call({"job": "decode", "name": name, "slot": lease.slot}, data, lease)
-        if "error" in head:
-            raise Problem(head["error"], head["detail"])
         return head
 
     async def _decode_call(
         self, job: dict[str, Any], data: bytes, lease: Lease | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        with self._traces.stage(job["job"], picture=job["name"], bytes=len(data)):
+            head, payload = await self._decode_tries(job, data, lease)
+            if "error" in head:
+                raise Problem(head["error"], head["detail"])
+            return head, payload
+
+    async def _decode_tries(
+        self, job: dict[str, Any], data: bytes, lease: Lease | None
     ) -> tuple[dict[str, Any], bytes]:
         """A decoder that died may have been killed from outside: one more try, unless it hung."""
         timeout, tries = self._settings.decode_timeout_s, 2
@@ -214,7 +224,12 @@ class Deployment:
     async def _compute(self, job: _Job) -> tuple[_Done, float]:
         if self._scheduler is None:
             raise Problem("stopping", "the model is not loaded")
-        return await self._scheduler.submit(job, job.item["mode"])
+        done, queued = await self._scheduler.submit(job, job.item["mode"])
+        worked = done.engine_s + done.batch * done.answer_s
+        self._traces.past("queue", worked + queued, queued)
+        self._traces.past("engine", worked, done.engine_s, batch=done.batch)
+        self._traces.past("answer", done.batch * done.answer_s, done.answer_s)
+        return done, queued
 
     async def _run_batch(self, jobs: Sequence[_Job]) -> list[_Done]:
         if self._engines is None:
@@ -232,7 +247,7 @@ class Deployment:
             raise BatchError(answer["error"])
         parts, at = [], 0
         for length in answer["lengths"]:
-            parts.append(_Done(payload[at : at + length], answer["engine"], answer["answer"] / len(jobs)))
+            parts.append(_Done(payload[at : at + length], answer["engine"], answer["answer"] / len(jobs), len(jobs)))
             at += length
         return parts
 

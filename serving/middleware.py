@@ -52,12 +52,18 @@ class Envelope:
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["oip"] = scope["path"].startswith("/v2")
-        begun, status = time.perf_counter(), 0
+        begun = time.perf_counter()
+        with self._service.traces.request(scope):
+            await self._answer(scope, receive, send, headers)
+        self._count(scope, state.get("status", 0), time.perf_counter() - begun)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
+        state = scope["state"]
+        request_id = state["request_id"]
 
         async def answer(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -68,9 +74,8 @@ class Envelope:
             await problem_response(problem, state)(scope, receive, answer)
         except Exception:
             log.exception("a fault of the service", extra={"fields": {"request": request_id}})
-            if status == 0:
+            if "status" not in state:
                 await problem_response(Problem("internal", INTERNAL), state)(scope, receive, answer)
-        self._count(scope, status, time.perf_counter() - begun)
 
     def _let_in(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         path = scope["path"]

@@ -76,7 +76,10 @@ _ANSWER: dict[str, Any] = {
     "type": "object",
     "required": ["model", "engine", "request_id", "milliseconds", "images"],
     "properties": {
-        "model": {"type": "object", "properties": {"name": _STRING, "version": _STRING, "run_id": _STRING}},
+        "model": {
+            "type": "object",
+            "properties": {"name": _STRING, "version": _STRING, "run_id": {"type": ["string", "null"]}},
+        },
         "engine": _STRING,
         "request_id": _STRING,
         "milliseconds": _NUMBER,
@@ -84,16 +87,39 @@ _ANSWER: dict[str, Any] = {
     },
 }
 
-_BINARY = {"type": "string", "format": "binary"}
+BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+"""Bytes as they are."""
+
+DEADLINE: dict[str, Any] = {
+    "name": "X-Deadline-Ms",
+    "in": "header",
+    "description": "milliseconds after which the answer is worthless",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
+}
+"""The header that both interfaces take."""
+
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "description": "RFC 9457: what is wrong, where, and what helps",
+    "required": ["type", "title", "status", "detail", "remedy", "instance"],
+    "properties": {
+        "type": _STRING,
+        "title": _STRING,
+        "status": {"type": "integer"},
+        "detail": _STRING,
+        "remedy": _STRING,
+        "instance": {**_STRING, "description": "the request id"},
+    },
+}
 
 PREDICT_REQUEST: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "One picture as the body, or any number as files of a form; the form may hold the options too.",
         "content": {
-            "application/octet-stream": {"schema": _BINARY},
+            "application/octet-stream": {"schema": BINARY},
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _BINARY}}}
+                "schema": {"type": "object", "properties": {"images": {"type": "array", "items": BINARY}}}
             },
         },
     },
@@ -111,28 +137,23 @@ PREDICT_REQUEST: dict[str, Any] = {
             "description": "COCO run lengths, an index PNG, polygons with holes, or none",
             "schema": {"type": "string", "enum": list(MASK_FORMS), "default": "rle"},
         },
-        {
-            "name": "X-Deadline-Ms",
-            "in": "header",
-            "description": "milliseconds after which the answer is worthless",
-            "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
-        },
+        DEADLINE,
     ],
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of some statuses, each kind of problem as an example; all statuses where none is named."""
+def problems(*statuses: int, oip: bool = False) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of some statuses, each kind of problem as an example; all statuses where none is named; `oip` as `document`."""
     found: dict[int | str, dict[str, Any]] = {}
     for name, kind in KINDS.items():
         if statuses and kind.status not in statuses:
             continue
         entry = found.setdefault(
             kind.status,
-            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": {"type": "object"}, "examples": {}}}},
+            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": _PROBLEM, "examples": {}}}},
         )
         entry["content"][MEDIA_TYPE]["examples"][name] = {
-            "value": Problem(name, "what exactly, and where").document("0b6a")
+            "value": Problem(name, "what exactly, and where").document("0b6a", oip)
         }
     return found
 
@@ -142,8 +163,8 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "An answer for each picture; with `Accept: image/png` or `image/jpeg` the annotated picture.",
         "content": {
             "application/json": {"schema": _ANSWER, "example": EXAMPLE},
-            "image/png": {"schema": _BINARY},
-            "image/jpeg": {"schema": _BINARY},
+            "image/png": {"schema": BINARY},
+            "image/jpeg": {"schema": BINARY},
         },
     },
     **{status: entry for status, entry in problems().items() if status not in {404, 405, 499}},

@@ -15,6 +15,7 @@ from serving.deployment import Deployment
 from serving.observe import Metrics
 from serving.problems import Problem
 from serving.settings import Settings
+from serving.traces import OFF, Traces
 from serving.workers.entry import settle
 
 log = logging.getLogger("trifocal.service")
@@ -26,10 +27,11 @@ class Service:
     Args:
         settings: of the service.
         metrics: of the process.
+        traces: where requests are traced.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics, traces: Traces = OFF) -> None:
+        self.settings, self.metrics, self.traces = settings, metrics, traces
         self.quota = Quota(settings.quota)
         self.draining = False
         self._current: Deployment | None = None
@@ -70,7 +72,7 @@ class Service:
             BundleError, EngineError, ServeError: it cannot serve; the old one goes on.
         """
         bundle = await asyncio.to_thread(read_bundle, folder)
-        fresh = Deployment(bundle, version or bundle.manifest.version, self.settings, self.metrics)
+        fresh = Deployment(bundle, version or bundle.manifest.version, self.settings, self.metrics, self.traces)
         await fresh.start()
         old, self._current = self._current, fresh
         log.info("model %s version %s: %s", fresh.manifest.name, fresh.version, fresh.ready["choice"])
@@ -90,6 +92,7 @@ class Service:
         if self._current is not None:
             await self._current.close()
             self._current = None
+        self.traces.close()
 
     async def _retire(self, old: Deployment) -> None:
         """Closes a deployment once the last of its requests is answered."""

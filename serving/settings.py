@@ -43,6 +43,7 @@ class Settings:
         api_keys: accepted keys; empty for none needed.
         cors: origins that may call from a browser page; empty for none.
         log_format: `text` or `json`.
+        traces: whether requests are traced by OpenTelemetry.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     log_format: str = "text"
+    traces: bool = False
 
     @property
     def gpu(self) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.problems import Problem
+from serving.schemas import problems
 from serving.service import Service
 
 router = APIRouter()
@@ -19,7 +21,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> dict[str, str]:
     """New requests are welcome; 503 while stopping."""
     service: Service = request.app.state.service
@@ -28,7 +30,7 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/model")
+@router.get("/model", responses=problems(401, 503))
 async def model(request: Request) -> dict[str, Any]:
     """What answers: version, heads and classes with their colours, input, engine, provenance."""
     service: Service = request.app.state.service
@@ -54,7 +56,7 @@ async def model(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, responses=problems(401))
 async def metrics(request: Request) -> Response:
     """All figures for Prometheus."""
     service: Service = request.app.state.service

@@ -5,28 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 from pipeline.errors import nearest
 from serving.body import Form, Upload, parse_form, read_body
 from serving.deployment import Deployment, ImageAnswer, PredictOptions
 from serving.problems import Problem
+from serving.routes.plain import PlainRoute
 from serving.schemas import MASK_FORMS, PREDICT_REQUEST, PREDICT_RESPONSES
 from serving.service import Service
-
-
-class PlainRoute(APIRoute):
-    """A documented route whose function gets the request as it is: FastAPI's own way to it costs time."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The function itself."""
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
-
 
 router = APIRouter(route_class=PlainRoute)
 Result = TypeVar("Result")
@@ -45,13 +35,15 @@ async def predict(request: Request) -> Response:
     deadline_s = deadline_of(request, service.settings.deadline_s)
     with service.using() as model, model.admission.ticket(deadline_s) as ticket:
         settings = service.settings
-        body = await read_body(request, settings.max_body, settings.body_timeout_s, ticket)
+        with service.traces.stage("read"):
+            body = await read_body(request, settings.max_body, settings.body_timeout_s, ticket)
         form = parse_form(body, request.headers.get("content-type", ""), settings.max_images)
         service.metrics.stage("read", time.perf_counter() - begun)
         if not form.uploads:
             raise Problem("bad-request", "there is no picture in the request; send a file, or one as the body")
         options, picture = _options(request, form, model)
         ticket.take_items(len(form.uploads))
+        service.traces.note(model_version=model.version, pictures=len(form.uploads))
         left = deadline_s - (time.perf_counter() - begun)
         work = _all(service, model, form.uploads, options, left, picture)
         answered = await unless_gone(request, work)

@@ -8,88 +8,104 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from serving.body import read_body
 from serving.deployment import Deployment, TensorAnswer
 from serving.oip import ANSWERS, DATATYPES, ENCODED, Inference, Output, Tensor, parse_inference, write_response
 from serving.problems import Problem
+from serving.routes.plain import PlainRoute
 from serving.routes.predict import deadline_of, named, unless_gone
+from serving.schemas import problems
+from serving.schemas_v2 import INFER_RESPONSES, MODEL_RESPONSES, ONE_MODEL, ONE_VERSION, infer_request
 from serving.service import Service
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=PlainRoute)
 
 _LARGE = 1 << 16
 """Bodies from here on are parsed and written beside the event loop."""
 
 
 @router.get("")
-async def server() -> dict[str, Any]:
+async def server(request: Request) -> Response:  # noqa: ARG001  # a plain route's signature
     """What this server is."""
-    return {"name": "trifocal", "version": "1", "extensions": ["binary_tensor_data"]}
+    return JSONResponse({"name": "trifocal", "version": "1", "extensions": ["binary_tensor_data"]})
 
 
 @router.get("/health/live")
-async def live() -> dict[str, bool]:
+async def live(request: Request) -> Response:  # noqa: ARG001  # likewise
     """The process lives."""
-    return {"live": True}
+    return JSONResponse({"live": True})
 
 
-@router.get("/health/ready")
-async def ready(request: Request) -> dict[str, bool]:
+@router.get("/health/ready", responses=problems(503, oip=True))
+async def ready(request: Request) -> Response:
     """New requests are welcome; 503 while stopping."""
-    service: Service = request.app.state.service
-    if not service.ready:
-        raise Problem("stopping", "the service takes no new requests")
-    return {"ready": True}
+    _require_ready(request)
+    return JSONResponse({"ready": True})
 
 
-@router.get("/models/{name}/ready")
-@router.get("/models/{name}/versions/{version}/ready")
-async def model_ready(request: Request, name: str, version: str = "") -> dict[str, Any]:
+@router.get("/models/{name}/ready", responses=MODEL_RESPONSES, openapi_extra=ONE_MODEL)
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    name="version_ready",
+    responses=MODEL_RESPONSES,
+    openapi_extra=ONE_VERSION,
+)
+async def model_ready(request: Request) -> Response:
     """The model answers; 404 for another name or version."""
-    model = _model(request, name, version)
-    await ready(request)
-    return {"name": model.manifest.name, "ready": True}
+    model = _model(request)
+    _require_ready(request)
+    return JSONResponse({"name": model.manifest.name, "ready": True})
 
 
-@router.get("/models/{name}")
-@router.get("/models/{name}/versions/{version}")
-async def model_metadata(request: Request, name: str, version: str = "") -> dict[str, Any]:
+@router.get("/models/{name}", responses=MODEL_RESPONSES, openapi_extra=ONE_MODEL)
+@router.get(
+    "/models/{name}/versions/{version}", name="version_metadata", responses=MODEL_RESPONSES, openapi_extra=ONE_VERSION
+)
+async def model_metadata(request: Request) -> Response:
     """Inputs (give one of the two) and outputs; tensors are in the network's frame, `answers` in each picture's own."""
-    model = _model(request, name, version)
+    model = _model(request)
     spec = model.manifest.input
-    return {
-        "name": model.manifest.name,
-        "versions": [model.version],
-        "platform": model.ready["spec"].replace(":", "_"),
-        "inputs": [
-            {"name": spec.name, "datatype": "UINT8", "shape": [-1, spec.height, spec.width, 3]},
-            {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
-        ],
-        "outputs": [
-            *(
-                {"name": out["name"], "datatype": DATATYPES[out["dtype"]], "shape": [-1, *out["shape"]]}
-                for out in model.ready["outputs"]
-            ),
-            {"name": ANSWERS, "datatype": "BYTES", "shape": [-1]},
-        ],
-    }
+    outputs = [
+        {"name": out["name"], "datatype": DATATYPES[out["dtype"]], "shape": [-1, *out["shape"]]}
+        for out in model.ready["outputs"]
+    ]
+    return JSONResponse(
+        {
+            "name": model.manifest.name,
+            "versions": [model.version],
+            "platform": model.ready["spec"].replace(":", "_"),
+            "inputs": [
+                {"name": spec.name, "datatype": "UINT8", "shape": [-1, spec.height, spec.width, 3]},
+                {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
+            ],
+            "outputs": [*outputs, {"name": ANSWERS, "datatype": "BYTES", "shape": [-1]}],
+        }
+    )
 
 
-@router.post("/models/{name}/infer")
-@router.post("/models/{name}/versions/{version}/infer")
-async def infer(request: Request, name: str, version: str = "") -> Response:
+@router.post("/models/{name}/infer", responses=INFER_RESPONSES, openapi_extra=infer_request(ONE_MODEL))
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    name="version_infer",
+    responses=INFER_RESPONSES,
+    openapi_extra=infer_request(ONE_VERSION),
+)
+async def infer(request: Request) -> Response:
     """Pixels or encoded pictures in, tensors or readable answers out; all or none of a request's pictures."""
     service: Service = request.app.state.service
     begun = time.perf_counter()
     deadline_s = deadline_of(request, service.settings.deadline_s)
-    _model(request, name, version)
+    _model(request)
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem("bad-request", "compressed requests are not read; send the body as it is")
     with service.using() as model, model.admission.ticket(deadline_s) as ticket:
-        body = await read_body(request, service.settings.max_body, service.settings.body_timeout_s, ticket)
+        with service.traces.stage("read"):
+            body = await read_body(request, service.settings.max_body, service.settings.body_timeout_s, ticket)
         inference = await _beside(len(body), _parse, request, model, body, service.settings.max_images)
         ticket.take_items(len(inference.pictures))
+        service.traces.note(model_version=model.version, pictures=len(inference.pictures))
         answered = await unless_gone(request, _all(model, inference, deadline_s - (time.perf_counter() - begun)))
         service.metrics.images.labels("answered").inc(len(answered))
         size = sum(len(answer.tensors) for answer in answered)
@@ -102,14 +118,21 @@ async def infer(request: Request, name: str, version: str = "") -> Response:
     return Response(content, media_type=kind, headers=headers)
 
 
-def _model(request: Request, name: str, version: str) -> Deployment:
+def _require_ready(request: Request) -> None:
+    service: Service = request.app.state.service
+    if not service.ready:
+        raise Problem("stopping", "the service takes no new requests")
+
+
+def _model(request: Request) -> Deployment:
+    """The model, where the path names it and its version rightly; raises Problem."""
     service: Service = request.app.state.service
     model = service.model
-    if name != model.manifest.name or version not in {"", model.version}:
+    name, version = request.path_params["name"], request.path_params.get("version", model.version)
+    if name != model.manifest.name or version != model.version:
         raise Problem(
             "not-found",
-            f"model {name[:80]!r}{f' version {version[:40]!r}' if version else ''}; "
-            f"here is {model.manifest.name!r} version {model.version!r}",
+            f"model {name[:80]!r} version {version[:40]!r}; here is {model.manifest.name!r} version {model.version!r}",
         )
     return model
 

@@ -42,7 +42,7 @@ class Running:
             raise
 
     def _start(self) -> None:
-        self.url = self.wait_for(r"listening on (http://\S+)").group(1)
+        self.url = self.wait_for(r"listening on (http://[\w.:\[\]]+)").group(1)
         self.client = httpx.Client(base_url=self.url, timeout=30)
         deadline = time.monotonic() + 200
         while not self.ready():
