@@ -11,6 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from serving.admission import Ticket
+from serving.headers import whole_number
 from serving.problems import Problem
 
 
@@ -36,8 +37,8 @@ async def read_body(request: Request, limit: int, timeout_s: float, ticket: Tick
     Raises:
         Problem: too large (from the header, or as soon as it is), too slow, broken off, or no room for it.
     """
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > limit:
+    told = whole_number(request.headers.get("content-length", ""))
+    if told is not None and told > limit:
         raise Problem("body-too-large", f"{told} bytes; at most {limit}")
     parts: list[bytes] = []
     got = 0

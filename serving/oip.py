@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serving.headers import whole_number
 from serving.problems import Problem
 
 ENCODED, ANSWERS = "encoded", "answers"
@@ -120,9 +121,10 @@ def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], byte
     """The JSON head, and the bytes behind it."""
     length = len(body)
     if header_length is not None:
-        if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(body):
+        told = whole_number(header_length)
+        if told is None or told > len(body):
             raise _bad(f"Inference-Header-Content-Length is {header_length[:40]!r}, the body has {len(body)} bytes")
-        length = int(header_length)
+        length = told
     try:
         head = json.loads(body[:length])
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pipeline.errors import nearest
 from serving.body import Form, Upload, parse_form, read_body
 from serving.deployment import Deployment, ImageAnswer, PredictOptions
+from serving.headers import whole_number
 from serving.problems import Problem
 from serving.routes.plain import PlainRoute
 from serving.schemas import MASK_FORMS, PREDICT_REQUEST, PREDICT_RESPONSES
@@ -57,9 +58,10 @@ def deadline_of(request: Request, default_s: float) -> float:
     told = request.headers.get("x-deadline-ms")
     if told is None:
         return default_s
-    if not told.isdigit() or not 0 < int(told) <= 600_000:
+    milliseconds = whole_number(told)
+    if milliseconds is None or not 0 < milliseconds <= 600_000:
         raise Problem("unknown-option", f"X-Deadline-Ms is {told[:40]!r}; it takes 1 to 600000 milliseconds")
-    return int(told) / 1000
+    return milliseconds / 1000
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -63,7 +63,7 @@ class Exchange:
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers],
             "client": (client, 1), "server": ("here", 80),
         }  # fmt: skip
         self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
