@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data import fused
 from pipeline.data.augment import Albumentations
+from pipeline.data.balance import group_records, require_classes
 from pipeline.data.cache import ImageCache
 from pipeline.data.collate import Collate
 from pipeline.data.dataset import RecordDataset, View
@@ -56,6 +57,8 @@ class VisionData(L.LightningDataModule):
         cache_gb: memory for decoded images, in GiB, over all workers; 0 keeps none.
         cache_dir: a folder that keeps decoded, shrunk images between runs; None keeps none.
         cache_dir_gb: most GiB in that folder.
+        balance: a label field with one class per image, whose rare classes are drawn more often: a class of n images
+            in proportion to sqrt(n), in every batch.
         split: fractions of train, val and test where the data set does not say itself.
         shapes: size of the built-in data: `images`, `size`, `seed`.
         seed: decides split, order and augmentation.
@@ -79,6 +82,7 @@ class VisionData(L.LightningDataModule):
         cache_gb: float = 2.0,
         cache_dir: str | None = None,
         cache_dir_gb: float = 20.0,
+        balance: str | None = None,
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         shapes: dict[str, int] | None = None,
         seed: int = 0,
@@ -102,7 +106,7 @@ class VisionData(L.LightningDataModule):
                 raise ConfigError(f"data.{name} is a probability from 0 to 1, not {chance}")
         self.mosaic, self.mixup, self.cutmix, self.close_mosaic = mosaic, mixup, cutmix, close_mosaic
         self.disk, self.disk_gb = Path(cache_dir) if cache_dir else None, cache_dir_gb
-        self.augment, self.flip = augment, flip
+        self.augment, self.flip, self.balance = augment, flip, balance
         # A mistake in it is told before any label is read.
         if isinstance(augment, str):
             check_preset(augment)
@@ -151,6 +155,8 @@ class VisionData(L.LightningDataModule):
         images = [record for part in records for record in part]
         self.problems += size_problems(images)
         refuse(self.problems, len(images))
+        if self.balance is not None:
+            require_classes(self.balance, spaces)
         self._source_of = {record.image.name: number for number, part in enumerate(records) for record in part}
         splits: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
         for part in records:
@@ -245,7 +251,8 @@ class VisionData(L.LightningDataModule):
         numbers = [self._source_of[record.image.name] for record in dataset.records]
         weights = [source.weight for source in self.sources] if len(self.sources) > 1 else None
         rank, world = self._place()
-        batches = TrainBatches(numbers, weights, self.batch_size, self.seed, rank, world)
+        groups, shares = group_records(dataset.records, numbers, weights, self.balance)
+        batches = TrainBatches(groups, shares, self.batch_size, self.seed, rank, world)
         return ResumableLoader(dataset, batch_sampler=batches, **self._loader_options())
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Any]:

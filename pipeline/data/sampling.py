@@ -1,4 +1,4 @@
-"""Which images make up a batch: shuffled by (seed, epoch), mixed over sources by weight, shared among processes."""
+"""Which images make up a batch: shuffled by (seed, epoch), mixed over groups by weight, shared among processes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class TrainBatches(Sampler[list[Key]]):
     """Batches of a training epoch; every process gets as many.
 
     Args:
-        sources: of each image, the number of its source.
-        weights: of each source, above 0; every batch holds the sources in these proportions, to within an image or two.
-            A source without training images is passed over. None takes every image once.
+        groups: of each image, the number of its group: a source, or a class of one.
+        weights: of each group, above 0; every batch holds the groups in these proportions, to within an image or two.
+            A group without training images is passed over. None takes every image once.
         batch_size: images a batch, per process.
         seed: decides the order, with the epoch.
         rank, world: this process among how many.
     """
 
     def __init__(
-        self, sources: list[int], weights: list[float] | None, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self, groups: list[int], weights: list[float] | None, batch_size: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
-        self.sources = np.asarray(sources)
+        self.groups = np.asarray(groups)
         self.weights, self.batch_size, self.seed = weights, batch_size, seed
         self.rank, self.world = rank, world
         self.epoch = 0
@@ -44,14 +44,14 @@ class TrainBatches(Sampler[list[Key]]):
     def order(self) -> list[int]:
         """The epoch's images in order, over all processes."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        total = len(self.sources)
+        total = len(self.groups)
         if self.weights is None:
             return [int(i) for i in rng.permutation(total)]
-        held = np.bincount(self.sources, minlength=len(self.weights)) > 0
+        held = np.bincount(self.groups, minlength=len(self.weights)) > 0
         share = np.asarray(self.weights) * held
         share = share / share.sum()
         queues = [self._endless(number, rng) for number in range(len(share))]
-        # Each next image is of the source furthest behind its share, so every batch holds the mix, not the epoch alone.
+        # Each next image is of the group furthest behind its share, so every batch holds the mix, not the epoch alone.
         owed = rng.uniform(size=len(share)) * held
         out = []
         for _ in range(total):
@@ -62,7 +62,7 @@ class TrainBatches(Sampler[list[Key]]):
         return out
 
     def _endless(self, number: int, rng: np.random.Generator) -> Iterator[int]:
-        members = np.nonzero(self.sources == number)[0]
+        members = np.nonzero(self.groups == number)[0]
         while True:
             yield from (int(i) for i in rng.permutation(members))
 
@@ -77,7 +77,7 @@ class TrainBatches(Sampler[list[Key]]):
             yield [(self.epoch, index) for index in chunk]
 
     def _count(self) -> int:
-        return -(-len(self.sources) // (self.batch_size * self.world))
+        return -(-len(self.groups) // (self.batch_size * self.world))
 
     def __len__(self) -> int:
         """Batches per epoch and process."""
