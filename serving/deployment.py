@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pipeline.bundle import Bundle
+from pipeline.errors import ServeError
 from serving.admission import Admission
 from serving.observe import Metrics
 from serving.problems import Problem
@@ -20,6 +22,8 @@ from serving.traces import OFF, Traces
 from serving.workers import kinds
 from serving.workers.pool import WorkerLostError, WorkerPool
 from serving.workers.slab import Lease, Slab
+
+log = logging.getLogger("trifocal.deployment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,8 @@ class Deployment:
                 scout = self._engine_pool("auto", 1)
                 spec = str((await scout.start())["spec"])
                 scout.close()
-            self._engines = self._engine_pool(spec, settings.lanes())
             # Both are waited for, that none is left half started where the other fails.
-            started = await asyncio.gather(self._engines.start(), self._decoders.start(), return_exceptions=True)
+            started = await asyncio.gather(self._start_engines(spec), self._decoders.start(), return_exceptions=True)
             for found in started:
                 if isinstance(found, BaseException):
                     raise found  # noqa: TRY301  # the handler below closes what did start
@@ -130,6 +133,19 @@ class Deployment:
         self._scheduler = Scheduler(
             self._run_batch, settings.lanes(), settings.batch(), settings.batch_delay_s, self._observe_batch
         )
+
+    async def _start_engines(self, spec: str) -> dict[str, Any]:
+        self._engines = self._engine_pool(spec, self._settings.lanes())
+        try:
+            return await self._engines.start()
+        except ServeError:
+            if self._scratch is None:
+                raise
+            log.warning("an engine process broke down on shared weights; each holds its own")
+            self._scratch.close()
+            self._scratch = None
+            self._engines = self._engine_pool(spec, self._settings.lanes())
+            return await self._engines.start()
 
     async def close(self) -> None:
         """Ends the processes and returns the memory."""

@@ -40,7 +40,6 @@ def _optimise(data: bytes, folder: Path, options: Any) -> None:
     for key, value in {
         "session.optimized_model_external_initializers_file_name": _WEIGHTS,
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-        "session.save_external_prepacked_constant_initializers": "1",
     }.items():
         options.add_session_config_entry(key, value)
     ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

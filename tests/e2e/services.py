@@ -59,13 +59,14 @@ class Running:
     def text(self) -> str:
         return "".join(self.log)
 
-    def wait_for(self, pattern: str, seconds: float = 200) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = 200, fail: str = "") -> re.Match[str]:
         deadline = time.monotonic() + seconds
         while True:
             found = re.search(pattern, self.text)
             if found:
                 return found
             assert self.process.poll() is None, self.text
+            assert not (fail and re.search(fail, self.text)), self.text
             assert time.monotonic() < deadline, f"{pattern} did not come:\n{self.text}"
             time.sleep(0.02)
 
