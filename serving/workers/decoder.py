@@ -29,7 +29,7 @@ from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from pipeline.labels import LabelSpace
 from serving.workers import wire
-from serving.workers.entry import await_work, enter
+from serving.workers.entry import await_work, enter, hush_libraries
 
 
 def run(pipe: Connection, settings: dict[str, Any]) -> None:
@@ -41,6 +41,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
             `seconds` for a job, `spaces` by head for drawing.
     """
     own, descriptor = enter(pipe, "decoder")
+    hush_libraries()
     cv2.setNumThreads(1)
     # Counted from here on: what was inherited is not the picture's doing.
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + settings["memory"],) * 2)

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def keep_freed() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(threshold, 1 << 30)
         libc.mallopt(trim, (1 << 31) - 1)
+
+
+def hush_libraries() -> None:
+    """C libraries tell standard error what they think of a stranger's picture; only Python's own lines reach the log."""
+    heard = os.dup(2)
+    with open(os.devnull, "w", encoding="ascii") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+    sys.stderr = open(heard, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: PTH123, SIM115
 
 
 def await_work(own: socket.socket) -> None:
