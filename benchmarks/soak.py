@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -102,16 +103,17 @@ class Service:
 
     def family(self, kind: str = "") -> Iterator[psutil.Process]:
         main = psutil.Process(self.process.pid)
-        yield from (one for one in [main, *main.children(recursive=True)] if kind in one.name())
+        for one in [main, *main.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):  # it may end just now
+                if kind in one.name():
+                    yield one
 
     def memory_mb(self) -> float:
         """Proportional set size: shared pages count once."""
         total = 0.0
         for one in self.family():
-            try:
+            with contextlib.suppress(psutil.Error):
                 total += one.memory_full_info().pss / 2**20
-            except psutil.Error:
-                continue
         return total
 
 
@@ -288,14 +290,13 @@ def main() -> None:
         "exit_code": code,
         "strays": strays[:20],
     }
-    flaws = [name for name in ("wrong", "answered_twice", "lost", "left_behind", "exit_code", "strays") if result[name]]
-    if set(soak.versions) != {"1", "2"}:
-        flaws.append("versions")
-    if result["late_mb"] > 1.1 * result["early_mb"] + 10:
-        flaws.append("memory")
-    if not 0 < result["engine_back_s"] <= 5:
-        flaws.append("engine_back_s")
-    result["flaws"] = flaws
+    amiss = {
+        name: bool(result[name]) for name in ("wrong", "answered_twice", "lost", "left_behind", "exit_code", "strays")
+    }
+    amiss["versions"] = set(soak.versions) != {"1", "2"}
+    amiss["memory"] = result["late_mb"] > 1.1 * result["early_mb"] + 10
+    amiss["engine_back_s"] = not 0 < result["engine_back_s"] <= 5
+    flaws = result["flaws"] = [name for name, found in amiss.items() if found]
     text = json.dumps(result, indent=1)
     print(text)
     if given.json:
