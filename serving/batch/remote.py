@@ -41,12 +41,15 @@ class RemoteFiles:
             if fixed != url:
                 self._pattern = str(url_to_fs(url)[1])
             self._root = str(root).rstrip("/")
-            if not self._files.exists(self._root or "/"):
-                raise DataError(f"{url} does not exist")
+            self._files.invalidate_cache()
+            # Not `exists`, which for some protocols takes a server that does not answer for a folder that is not there.
+            self._files.info(self._root or "/")
+        except FileNotFoundError as error:
+            raise DataError(f"{url} does not exist") from error
         except (ImportError, ValueError) as error:
             known = ", ".join(sorted({"s3", "gs", "abfs", "memory", "file"} & set(fsspec.available_protocols())))
             raise DataError(f"{url}: {error} (protocols: {known}, …)") from error
-        except OSError as error:
+        except Exception as error:  # each protocol has exceptions of its own
             raise DataError(f"{url}: {error}") from error
 
     @property
@@ -92,7 +95,15 @@ class RemoteFiles:
         try:
             data: bytes = self._files.cat_file(place, start=0, end=limit or MAX_BYTES + 1)
         except Exception as error:  # each protocol has exceptions of its own
+            if self._is_empty(place):  # S3 has no bytes 0 to anything of it to give
+                return b""
             raise ImageError(f"{shown(name)}: {type(error).__name__}: {error}") from error
         if limit is None and len(data) > MAX_BYTES:
             raise ImageError(f"{shown(name)}: larger than {MAX_BYTES >> 20} MiB")
         return data
+
+    def _is_empty(self, place: str) -> bool:
+        try:
+            return bool(self._files.info(place)["size"] == 0)
+        except Exception:  # noqa: BLE001  # each protocol has exceptions of its own; the first error is told
+            return False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 
 from pipeline.bundle import read_bundle
 from serving.batch.run import BatchRun
@@ -54,3 +56,9 @@ def content(out: Path) -> dict[str, str]:
             data = json.dumps({k: v for k, v in json.loads(data).items() if k != "timing"}).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def listed(out):
+    """Reasons by file, and the images that were answered."""
+    errors = {e["image"]: e for e in map(json.loads, (out / "errors.jsonl").read_text().splitlines())}
+    return errors, Counter(pq.read_table(out / "predictions.parquet")["image"].to_pylist())

@@ -1,0 +1,41 @@
+"""Options: wrong ones are told, and how often one may be given."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.cli_batch import main, settings_from
+from tests.unit.batch.helpers import fill
+from tests.unit.bundles import known_bundle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return known_bundle(tmp_path_factory.mktemp("model") / "known")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--batch", "0"), "--batch must be at least 1"),
+        (("--tile", "-5"), "--tile must be at least 0"),
+        (("--overlap", "0.95"), "--overlap must be"),
+        (("--threshold", "7"), "7 is not between 0 and 1"),
+        (("--tta", "spin"), "invalid choice: 'spin'"),
+        (("--oups",), "unknown option --oups"),
+        (("--engine", "onxruntime"), "did you mean 'onnxruntime'"),
+        (("--format", "coco,xml"), "unknown format 'xml'"),
+    ],
+)
+def test_wrong_options_are_told(arguments, told, model, tmp_path):
+    folder = fill(tmp_path / "in", 1)
+    with pytest.raises(Exception, match=told) as caught:
+        main([str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *arguments])
+    assert caught.value.exit_code == 1
+
+
+def test_formats_may_be_given_once_or_often():
+    given = settings_from(
+        ["in", "--model", "m", "--out", "o", "--format", "coco,csv", "--format", "yolo", "--format", "csv"]
+    )
+    assert given.formats == ("coco", "csv", "yolo")

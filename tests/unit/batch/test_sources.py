@@ -1,0 +1,89 @@
+"""What SOURCE may be: folders, globs, lists, single images, URLs; and what is told where nothing is there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline.errors import DataError
+from serving.batch.sources import open_source
+from tests.unit.batch.helpers import content, fill, listed, picture, predict
+from tests.unit.bundles import known_bundle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return known_bundle(tmp_path_factory.mktemp("model") / "known")
+
+
+def test_folders_without_images_are_told(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no file"):
+        predict(tmp_path / "empty", model, tmp_path / "out")
+    (tmp_path / "empty" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"empty holds no image .1 other files"):
+        predict(tmp_path / "empty", model, tmp_path / "out")
+    with pytest.raises(
+        DataError, match="does not exist; give a folder, a glob in quotes, a list file or an fsspec URL"
+    ):
+        predict(tmp_path / "nowhere", model, tmp_path / "out")
+    with pytest.raises(DataError, match=r"\*.png holds no file"):
+        predict(str(tmp_path / "*.png"), model, tmp_path / "out")
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(DataError, match="names no file"):
+        predict(tmp_path / "list.txt", model, tmp_path / "out")
+
+
+def test_globs_lists_and_single_images(model, tmp_path, monkeypatch):
+    folder = fill(tmp_path / "in", 4)
+    (folder / "deep").mkdir()
+    (folder / "deep" / "d.png").write_bytes(picture(7))
+    odd = os.fsencode(folder) + b"/odd\n\xff.png"
+    with open(odd, "wb") as file:
+        file.write(picture(8))
+
+    def names(given):
+        return sorted(entry.name for entry in open_source(str(given), tmp_path / "out").entries())
+
+    assert names(folder / "00[01].png") == [b"000.png", b"001.png"]
+    assert names(f"{folder}/**/d.png") == [b"deep/d.png"]
+    assert names(folder / "002.png") == [b"002.png"]
+    (tmp_path / "list.txt").write_text(f"in/003.png\r\n{folder}/deep/d.png\nin/missing.png\n")
+    assert names(tmp_path / "list.txt") == [b"003.png", b"deep/d.png", b"missing.png"]
+    (tmp_path / "zero.txt").write_bytes(odd + b"\0" + os.fsencode(folder / "000.png") + b"\0")
+    assert names(tmp_path / "zero.txt") == [b"000.png", b"odd\n\xff.png"]
+    (tmp_path / "twice.txt").write_text("in/000.png\nin/000.png\nin/missing.png\nin/deep\n")
+    summary, _ = predict(tmp_path / "twice.txt", model, tmp_path / "out")
+    errors, answered = listed(tmp_path / "out")
+    assert answered == {"000.png": 3}
+    assert errors["deep"]["reason"] == "is a folder, not an image"
+    assert summary["images"]["failed"] == 2
+
+
+def test_a_url_is_read_through_fsspec(model, tmp_path):
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.rm("/bucket", recursive=True) if files.exists("/bucket") else None
+    for number in range(5):
+        files.pipe_file(f"/bucket/deep/{number}.png", picture(number))
+    files.pipe_file("/bucket/broken.jpg", b"\xff\xd8\xff nothing")
+    files.pipe_file("/bucket/read me.txt", b"text")
+    fill(tmp_path / "in" / "deep", 0)
+    for number in range(5):
+        (tmp_path / "in" / "deep" / f"{number}.png").write_bytes(picture(number))
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (tmp_path / "in" / "read me.txt").write_bytes(b"text")
+    predict("memory://bucket", model, tmp_path / "remote", overlay=True)
+    predict(tmp_path / "in", model, tmp_path / "local", overlay=True)
+    remote, local = content(tmp_path / "remote"), content(tmp_path / "local")
+    for found in (remote, local):
+        found.pop("summary.json"), found.pop("report.html")  # they name the source
+    assert remote == local
+    summary, _ = predict("memory://bucket/deep/[01].png", model, tmp_path / "glob")
+    assert summary["images"]["answered"] == 2
+    with pytest.raises(DataError, match="does not exist"):
+        predict("memory://nowhere", model, tmp_path / "none")
+    with pytest.raises(DataError, match="nosuch"):
+        predict("nosuch://bucket", model, tmp_path / "none")
