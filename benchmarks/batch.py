@@ -47,11 +47,13 @@ ROOT = Path(__file__).parent.parent
 Given = argparse.Namespace
 
 
-def make_model(target: Path, preset: str, size: int) -> Path:
+def make_model(target: Path, given: Given) -> Path:
     """A bundle of random weights, made in a process of its own: torch would stay in this one."""
+    boxes_only = given.measure == "peer"  # as the peer's model; with int8, which the light network gains from
+    graph = f"engines.graph_of(*engines.preset({given.preset!r}), fields={{'objects'}} if {boxes_only} else None)"
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'benchmarks'); import engines;"
-        f"engines.bundle_of(engines.graph_of(*engines.preset({preset!r})), Path({str(target)!r}), {size}, int8=False)"
+        f"engines.bundle_of({graph}, Path({str(target)!r}), {given.size}, int8={boxes_only})"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     return target
@@ -227,13 +229,18 @@ def kills(given: Given, work: Path, model: Path) -> dict[str, Any]:
 
 
 def peer(given: Given, work: Path, model: Path) -> dict[str, Any]:
-    """Whole processes on the same folder, both on ONNX Runtime at the same input size."""
+    """Whole processes on the same folder: each project's command with its defaults, a detection network of its own.
+
+    Ours is the light network with its detection head alone, on --engine; theirs is the smallest of its family, exported to
+    ONNX by its own command. Weights are random.
+    """
     source = make_images(work / "in", given.images)
     make = f"from ultralytics import YOLO; YOLO('yolo11n.yaml').export(format='onnx', imgsz={given.size})"
-    subprocess.run([given.peer, "-c", make], cwd=work, check=True, capture_output=True)
+    apart = {**os.environ, "YOLO_CONFIG_DIR": str(work), "YOLO_OFFLINE": "true"}
+    subprocess.run([given.peer, "-c", make], cwd=work, env=apart, check=True, capture_output=True)
     theirs = [given.peer, "-c", "from ultralytics.cfg import entrypoint; entrypoint()", "predict", "task=detect"]
     theirs += [f"model={work / 'yolo11n.onnx'}", f"source={source}", f"imgsz={given.size}", "device=cpu", "save=False"]
-    theirs += ["save_txt=True", f"project={work}", "exist_ok=True", "verbose=False", "stream=True"]
+    theirs += ["save_txt=True", f"project={work}", "exist_ok=True", "verbose=False"]
     found, busy = in_turn(
         {
             "ours": lambda: subprocess.run(
@@ -242,12 +249,14 @@ def peer(given: Given, work: Path, model: Path) -> dict[str, Any]:
                 check=True,
                 capture_output=True,
             ),
-            "theirs": lambda: subprocess.run(theirs, cwd=work, check=True, capture_output=True),
+            "theirs": lambda: subprocess.run(theirs, cwd=work, env=apart, check=True, capture_output=True),
         },
         given.rounds,
     )
     return {
+        "engine": given.engine,
         "seconds": found,
+        "processor_seconds": busy,
         "ratio": round(found["theirs"] / found["ours"], 2),
         "processor_ratio": round(busy["theirs"] / busy["ours"], 2),
     }
@@ -272,7 +281,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="batch-") as folder:
         work = Path(folder)
-        model = (given.model or make_model(work / "model", given.preset, given.size)).resolve()
+        model = (given.model or make_model(work / "model", given)).resolve()
         print(
             json.dumps({given.measure: MEASURES[given.measure](given, work, model), "load": os.getloadavg()}, indent=1)
         )

@@ -27,14 +27,15 @@ def page(tmp_path_factory):
 
 
 def test_the_page_stands_alone_and_shows_samples_of_every_class(page):
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert re.findall(r'href="#(\w+)"', page) == re.findall(r'id="(\w+)"', page)
     assert "9" in page
     assert page.count("<h2>") == 4  # three heads and the errors
     things = page.split("<h2>")[2]
     shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', things)
     assert len(shown) == SAMPLES
     image = cv2.imdecode(np.frombuffer(base64.b64decode(shown[0]), np.uint8), cv2.IMREAD_COLOR)
-    assert image.shape == (72, 144, 3)
+    assert image.shape == (80, 160, 3)
     assert "the file is empty" in page
 
 
