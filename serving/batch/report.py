@@ -102,7 +102,7 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
     )
 
 
-PLAIN = (None, True, False, 0, "none", (), [])
+PLAIN: tuple[Any, ...] = (None, True, False, 0, "none", (), [])
 """Values of options that say nothing was asked for."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -88,9 +89,10 @@ class BatchRun:
         journal = Journal(self.settings.out)
         try:
             return self._run(source, journal)
-        except OSError as error:
+        except (OSError, sqlite3.OperationalError) as error:  # the list of files is SQLite's
+            reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{self.settings.out} cannot be written: {error.strerror or error}; when that is mended, the same"
+                f"{self.settings.out} cannot be written: {reason}; when that is mended, the same"
                 " command goes on where it stopped"
             ) from error
         finally:

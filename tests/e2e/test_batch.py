@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,23 @@ def test_a_run_that_cannot_start_says_so_in_one_line(folder, model, tmp_path):
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert told in done.stderr
+
+
+@pytest.mark.parametrize("most", [2_000, 20_000])
+def test_a_disk_that_takes_no_more_is_told_in_one_line_and_the_run_goes_on_later(most, folder, model, tmp_path):
+    def limit():  # a file larger than this cannot be written: the list of files, or later the parts and overlays
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    options = ("--model", model, "--out", "out", "--engine", "onnxruntime", "--overlay")
+    done = batch_predict(folder, *options, cwd=tmp_path, preexec_fn=limit)
+    assert done.returncode == 1
+    error = done.stderr.splitlines()[-1]
+    assert re.match(r"error: .*out cannot be written: .*; when that is mended, the same command goes on", error)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "summary.json").exists()
+    again = batch_predict(folder, *options, cwd=tmp_path)
+    assert again.returncode == 3, again.stderr
+    assert len(list((tmp_path / "out" / "overlay").rglob("*.jpg"))) == 10
 
 
 def test_torch_is_not_imported(folder, model, tmp_path):
