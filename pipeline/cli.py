@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a bundle on labelled images by the trainer's own metrics",
     "batch-predict": "answer for a folder of any size; a killed run goes on where it stopped",
     "serve": "answer pictures over HTTP: a page for people, an API for programs",
+    "inspect": "look inside a network: costs, filters, activations, receptive fields, Grad-CAM",
     "demo": "train, test and picture the three-task network on built-in data",
 }
 """Every subcommand with its line of help."""
@@ -89,6 +90,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         import pipeline.export.cli as exporting
 
         return int(getattr(exporting, f"{command}_command")(rest))
+    if command == "inspect":
+        from pipeline.inspect.command import main as inspect
+
+        return inspect(rest)
     if command == "demo":
         from pipeline.demo import main as demo
 

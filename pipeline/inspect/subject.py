@@ -1,0 +1,154 @@
+"""What is looked at: a named backbone or a checkpoint's network, and the images it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.backbones.build import build_backbone
+from pipeline.data.formats.files import images_under
+from pipeline.data.module import VisionData
+from pipeline.errors import ConfigError, DataError, nearest
+from pipeline.export.graph import load_trained
+from pipeline.export.source import find_checkpoint
+from pipeline.imaging.decode import FORMATS, read_image
+from pipeline.imaging.geometry import Letterbox
+from pipeline.imaging.letterbox import letterbox_image
+from pipeline.labels import LabelSpace
+from tasks.network import VisionNetwork
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network in evaluation mode, and how it is shown images.
+
+    Attributes:
+        name: the backbone's name, or the checkpoint's path.
+        network: backbone and heads; a named backbone has no heads.
+        channels: of the image.
+        size: (height, width) of the input.
+        spaces: by head.
+        data: settings of the data it was trained on, else None.
+        run: the MLflow run that trained it, else None.
+    """
+
+    name: str
+    network: VisionNetwork
+    channels: int
+    size: tuple[int, int]
+    spaces: dict[str, LabelSpace]
+    data: dict[str, Any] | None = None
+    run: str | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """What is listed: the whole network, or the backbone where there are no heads."""
+        backbone: nn.Module = self.network.backbone
+        return self.network if self.spaces else backbone
+
+    @property
+    def prefix(self) -> str:
+        """What of the layers' paths says nothing, where there are no heads."""
+        return "" if self.spaces else "body."
+
+    def layer(self, name: str) -> nn.Module:
+        """A layer or block by its path as the layer table tells it; raises ConfigError with the nearest path."""
+        known: dict[str, nn.Module] = dict(self.module.named_modules())
+        found = known.get(self.prefix + name)
+        if found is None or not name:
+            paths = [path.removeprefix(self.prefix) for path in known if path]
+            raise ConfigError(f"--layers: {self.name} has no layer {name!r}{nearest(name, paths)}")
+        return found
+
+    def stages(self) -> list[str]:
+        """Paths of the backbone's stages, as `layer` takes them."""
+        front = "backbone.body." if self.spaces else ""
+        return [front + name for name in self.network.backbone.stage_names]
+
+    def batch(self, images: list[Pixels]) -> Tensor:
+        """Pictures of the input's size as uint8 (B, C, H, W); networks of other than three channels see their grey."""
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        if self.channels == 3:
+            return stacked
+        return stacked.float().mean(1, keepdim=True).expand(-1, self.channels, -1, -1).to(torch.uint8)
+
+    def given(self, images: list[Pixels]) -> Tensor:
+        """The same as `module` takes it: pixels as float32 for the network, normalised for a backbone alone."""
+        batch = self.batch(images).float()
+        return batch if self.spaces else self.network.normalise(batch)
+
+
+def named_backbone(name: str, channels: int, size: tuple[int, int] | None, weights: str | None = None) -> Subject:
+    """A backbone by its name, with random weights unless some are named; 224 pixels unless a size is given.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_backbone`.
+    """
+    with torch.random.fork_rng():  # the same filters every time
+        torch.manual_seed(0)
+        network = VisionNetwork(build_backbone(name, channels, weights), {}, channels)
+    network.eval().requires_grad_(False)
+    return Subject(name, network, channels, size or (224, 224), {})
+
+
+def from_checkpoint(reference: str, size: tuple[int, int] | None) -> Subject:
+    """A checkpoint's network: a file, `runs:/RUN_ID` or `models:/NAME@ALIAS`; its data's size unless one is given.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    trained = load_trained(find_checkpoint(reference))
+    settings = trained.data or {}
+    own = settings.get("size", 320)
+    own = (own, own) if isinstance(own, int) else (int(own[0]), int(own[1]))
+    network = trained.network.float()
+    spaces = {name: head.space for name, head in network.named_heads().items()}
+    channels = int(trained.settings.get("in_channels", 3))
+    return Subject(reference, network, channels, size or own, spaces, trained.data, trained.run_id)
+
+
+def find_images(subject: Subject, place: Path | None, count: int) -> list[tuple[str, Pixels]]:
+    """Up to `count` pictures with their names, letterboxed to the input's size: RGB uint8 (H, W, 3).
+
+    Args:
+        subject: gives the size, and its own validation images where no place is named.
+        place: a picture or a folder of pictures; None takes the checkpoint's data, or for a backbone none at all.
+        count: how many at most; of a folder the first by name.
+
+    Raises:
+        DataError: no such file, a folder without pictures, or the checkpoint's data is not at hand.
+        ImageError: a picture cannot be decoded.
+    """
+    if place is not None:
+        return [
+            (str(path), _shown(read_image(path, max(subject.size)), subject.size)) for path in _files(place)[:count]
+        ]
+    if subject.data is None:
+        return []
+    data = VisionData.from_settings(subject.data)
+    records = islice(data.records("val") or data.records("train"), count)
+    return [(r.image.name, _shown(r.image.read(max(subject.size)), subject.size)) for r in records]
+
+
+def _shown(read: tuple[Pixels, tuple[int, int]], size: tuple[int, int]) -> Pixels:
+    return letterbox_image(read[0], Letterbox.fit(read[1], size))
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise DataError(f"--images {place} is neither a picture nor a folder")
+    found = images_under(place)
+    if not found:
+        raise DataError(f"--images {place}: no pictures in this folder ({', '.join(FORMATS)})")
+    return found
