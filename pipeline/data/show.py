@@ -38,15 +38,20 @@ def main(argv: list[str]) -> int:
     except KeyError as error:
         raise ConfigError(f"{', '.join(configs)}: {error.args[0]}") from error
     data: VisionData = parser.instantiate_classes(given).data
+    write_png(given.out, augmented_sheet(data, given.images, given.epoch))
+    sys.stdout.write(f"{given.images} samples in {given.out}\n")
+    return 0
+
+
+def augmented_sheet(data: VisionData, images: int, epoch: int = 0) -> Any:
+    """Training samples of an epoch as the network sees them, four in a row, with their labels: RGB uint8."""
     loader = data.train_dataloader()
     dataset: Any = loader.dataset
     # As training draws them: mixed over the sources, in the epoch's order.
     assert isinstance(loader.batch_sampler, TrainBatches)
-    loader.batch_sampler.set_epoch(given.epoch)
-    samples = [dataset[given.epoch, index] for index in islice(cycle(loader.batch_sampler.order()), given.images)]
-    write_png(given.out, sheet([draw_sample(sample, dataset.spaces) for sample in samples], 4))
-    sys.stdout.write(f"{len(samples)} samples in {given.out}\n")
-    return 0
+    loader.batch_sampler.set_epoch(epoch)
+    samples = [dataset[epoch, index] for index in islice(cycle(loader.batch_sampler.order()), images)]
+    return sheet([draw_sample(sample, dataset.spaces) for sample in samples], 4)
 
 
 def _take_configs(argv: list[str]) -> tuple[list[str], list[str]]:

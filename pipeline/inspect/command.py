@@ -11,7 +11,13 @@ from pipeline.errors import ConfigError, nearest
 
 LOOKS = {
     "costs": "parameters, multiply-adds, memory and time, layer by layer",
+    "filters": "the first layer's kernels",
+    "activations": "the liveliest channels of each stage as maps",
+    "patches": "the image patches that excite a channel most",
+    "gradcam": "where each head's answer comes from",
     "fields": "receptive fields: theoretical, effective by the gradient, checked by a NaN",
+    "shift": "how far the answers move when the picture is shifted",
+    "samples": "augmented training samples, as show-data draws them",
 }
 """Every look with what it shows; one that needs images, heads or data is left out where there are none."""
 
@@ -31,16 +37,20 @@ def main(argv: list[str]) -> int:
         subject = named_backbone(given.backbone, given.channels, given.size, given.weights)
     wish = Wish(tuple(_words(given.layers)), given.count, given.repeats)
     sections = take_looks(looks, subject, lambda: find_images(subject, given.images, given.max_images), wish, _say)
+    figures = {name: section.figures for name, section in sections.items()}
     if given.json is not None:
-        figures = {name: section.figures for name, section in sections.items()}
         text = to_json({"name": subject.name, **figures})
         if given.json == "-":
             sys.stdout.write(text)
         else:
             Path(given.json).write_text(text, encoding="utf-8")
-    if given.json is None or given.out is not None:
+    if given.json is None or given.out is not None or given.track:
         page = write_page(given.out or Path("outputs/inspect"), subject.name, sections)
         _say(f"{', '.join(sections)}: {page}")
+        if given.track:
+            from pipeline.inspect.track import log_page
+
+            log_page(subject, page, figures, _say)
     return 0
 
 
@@ -81,7 +91,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _looks(given: argparse.Namespace) -> list[str] | None:
     """The looks asked for; None = all that can be had."""
     if given.looks is None:
-        return ["costs"] if given.json is not None and given.out is None else None
+        return ["costs"] if given.json is not None and given.out is None and not given.track else None
     words = _words(given.looks)
     for word in words:
         if word not in LOOKS:

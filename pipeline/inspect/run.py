@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import ConfigError
+from pipeline.inspect.activations import look_at_activations
+from pipeline.inspect.augmented import look_at_samples
 from pipeline.inspect.command import LOOKS
 from pipeline.inspect.costs import look_at_costs
+from pipeline.inspect.filters import look_at_filters
+from pipeline.inspect.gradcam import look_at_answers
 from pipeline.inspect.look import Look, NotHereError, Pixels, Wish
 from pipeline.inspect.page import Section
+from pipeline.inspect.patches import look_at_patches
 from pipeline.inspect.receptive import look_at_fields
+from pipeline.inspect.shift import look_at_shifts
 from pipeline.inspect.subject import Subject
 
 TAKEN: dict[str, Callable[[Look], Section]] = {
     "costs": look_at_costs,
+    "filters": look_at_filters,
+    "activations": look_at_activations,
+    "patches": look_at_patches,
+    "gradcam": look_at_answers,
     "fields": look_at_fields,
+    "shift": look_at_shifts,
+    "samples": look_at_samples,
 }
 """Looks by name: one line for each file that takes one."""
 
