@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pipeline.errors import DataError, nearest
 
-FieldKind = Literal["classes", "multilabel", "boxes", "mask"]
+FieldKind = Literal["classes", "multilabel", "boxes", "mask", "image"]
 
 IGNORE_INDEX = 255
 """Mask value of pixels that neither train nor count (also why a mask has at most 255 classes)."""
@@ -19,7 +19,8 @@ class LabelSpace:
     """One label field of a data set, e.g. the boxes `objects` or the image label `scene`.
 
     Attributes:
-        kind: `classes` (one class an image), `multilabel` (any number), `boxes`, or `mask` (a class a pixel).
+        kind: `classes` (one class an image), `multilabel` (any number), `boxes`, `mask` (a class a pixel), or `image`
+            (pixels; no label of any data set, but what a head learns from the images themselves).
         names: class names; the index in this tuple is the class index everywhere.
         counts: per class in the training split: images (`classes`, `multilabel`), boxes, or images in which
             the class occurs (`mask`, 0 where unknown). Empty when not counted yet.

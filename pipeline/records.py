@@ -188,6 +188,23 @@ class MaskTarget:
         return MaskTarget(self.mask.to(device, non_blocking=non_blocking), self.present.to(device), self.full)
 
 
+@dataclass(slots=True)
+class ImageTarget:
+    """What an image was before it was spoilt: `clean` and `spoilt` (B, C, H, W) in 0 to 255; `asked` float32 (B, 1, H, W),
+    1 where the answer counts; present bool (B,).
+    """
+
+    clean: Tensor
+    spoilt: Tensor
+    asked: Tensor
+    present: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageTarget:
+        """The same target on a device."""
+        move = (t.to(device, non_blocking=non_blocking) for t in (self.clean, self.spoilt, self.asked, self.present))
+        return ImageTarget(*move)
+
+
 Target = ClassTarget | BoxTarget | MaskTarget
 
 

@@ -141,7 +141,7 @@ class ClassMetrics:
         self.rows.reset()
 
     def compute(self) -> dict[str, float]:
-        """accuracy, top5, F1, ECE and recall/<class>."""
+        """accuracy, top5 and their errors, F1, ECE and recall/<class>."""
         from torchmetrics.functional import calibration_error
         from torchmetrics.functional import classification as tm
 
@@ -162,9 +162,15 @@ class ClassMetrics:
         precision = hits.diagonal() / hits.sum(0).clamp(min=1)
         f1 = 2 * recall * precision / (recall + precision).clamp(min=1e-12)
         top = p.topk(min(5, count), 1).indices
+        first, five = (
+            float((p.argmax(1) == wanted).float().mean()),
+            float((top == wanted[:, None]).any(1).float().mean()),
+        )
         out = {
-            "accuracy": float((p.argmax(1) == wanted).float().mean()),
-            "top5": float((top == wanted[:, None]).any(1).float().mean()),
+            "accuracy": first,
+            "top5": five,
+            "top1_error": 1 - first,
+            "top5_error": 1 - five,
             "F1": float(f1[support > 0].mean()),
             "ECE": float(calibration_error(p, wanted, task="multiclass", num_classes=count, n_bins=15))
             if count > 1

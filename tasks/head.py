@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, NonFiniteLossError, nearest
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
-from pipeline.records import Target
+from pipeline.records import ImageTarget, Target
 
 Losses = dict[str, Tensor]
 
@@ -66,6 +68,10 @@ class Head(nn.Module, ABC):
     def metrics(self) -> HeadMetrics:
         """A fresh set of metrics."""
 
+    def spoil(self, images: Tensor, names: list[str], training: bool) -> tuple[Tensor, ImageTarget] | None:  # noqa: ARG002  # for those that override it
+        """Of a head that learns from the images themselves: a changed copy of them and the target; else None."""
+        return None
+
 
 HeadFactory = Callable[..., Head]
 HEADS: dict[str, HeadFactory] = {}
@@ -76,6 +82,7 @@ DEFAULT_KIND = {
     "multilabel": "classification",
     "boxes": "detection",
     "mask": "segmentation",
+    "image": "denoising",
 }
 
 
@@ -122,6 +129,17 @@ def _typed(name: str, factory: HeadFactory, options: dict[str, Any]) -> dict[str
     return dict(checked.as_dict())
 
 
-def labelled(target: Target) -> bool:
+def labelled(target: Target | ImageTarget) -> bool:
     """Whether any image of the batch is labelled for the head."""
     return bool(target.present.any())
+
+
+def require_finite(losses: Losses, step: int, files: list[str]) -> None:
+    """Raises NonFiniteLossError naming the heads, the step and the batch's files when a head's loss is NaN or infinite."""
+    if not losses or torch.isfinite(torch.stack(list(losses.values())).detach()).all():
+        return
+    broken = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
+    raise NonFiniteLossError(
+        f"the loss of head {', '.join(map(repr, broken))} became NaN or infinite at step {step};"
+        f" batch files: {', '.join(files)}. Lower model.lr, or set trainer.gradient_clip_val"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -11,21 +12,24 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, optim
 
 from pipeline.balancing import GradientAggregation, build_balancer, gradient_figures
-from pipeline.errors import CheckpointError, ConfigError, NonFiniteLossError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.labels import LabelSpace
-from pipeline.records import Batch
-from tasks.head import HeadMetrics, Losses, labelled
+from pipeline.records import Batch, ImageTarget, Target
+from tasks.crops import ten_crop_labels
+from tasks.head import HeadMetrics, Losses, labelled, require_finite
+from tasks.init import Init
 from tasks.network import build_network, select_heads
 from tasks.optim import (
     align_schedules,
     build_optimizer,
+    build_schedule,
     carry_over,
+    check_schedule,
     clip_here,
     parameter_groups,
-    warmup_cosine,
     weight_penalty,
 )
-from tasks.sync import Means
+from tasks.sync import Means, touch
 
 
 class VisionModule(L.LightningModule):
@@ -34,66 +38,81 @@ class VisionModule(L.LightningModule):
     Args:
         backbone: name of the shared network, e.g. `resnet18`, `tu-<timm model>`, `torchvision/<model>`.
         in_channels: channels of the images.
-        weights: None, a local file, or the hub's name of a weight set (`imagenet`).
+        weights: None, a local file (a checkpoint too), or the hub's name of a weight set (`imagenet`).
+        weights_stages: take only this many of the backbone's stages from `weights`; None = all that fits.
+        init: how the backbone's weights are drawn where none are loaded: `default` (the library's), `xavier` or `he`.
         heads: options by label field or by kind of head; none = a head for every label field of the data.
         spaces: label fields, filled from the data.
         balancing: how the losses become one: `fixed`, `uncertainty`, `dwa`, an aggregator of torchjd, or a mapping
             with `kind` and its options.
-        optimizer: `adamw`, or `sgd` with Nesterov momentum.
+        optimizer: `adamw`, or `sgd`.
         lr: learning rate at the end of warm-up.
         momentum: SGD's momentum, or AdamW's first beta.
-        weight_decay: decoupled decay of weights, not of norms and biases.
-        schedule: `cosine`, `plateau` (on `val/score`) or `constant`.
+        nesterov: SGD's momentum in Nesterov's form instead of the plain one.
+        weight_decay: decay of weights, not of norms and biases; decoupled in AdamW, an L2 penalty in SGD.
+        schedule: `cosine`, `step` (at `milestones`), `plateau` (of `val/score`) or `constant`.
         warmup: share of all steps spent in warm-up, 0 to 1.
         final_lr: where the cosine ends, as a factor of `lr`.
+        milestones: where `step` multiplies the rate by `drop`, as shares of the training; None = 0.5 and 0.75.
+        drop: what `step` and `plateau` multiply the rate by.
+        patience: validations without a better score before `plateau` drops the rate.
         backbone_lr_factor: the backbone's learning rate as a factor of `lr`.
         l1: L1 penalty on the weights.
         l2: L2 penalty on the weights, added to the loss.
         channels_last: keep images and weights with channels innermost; faster with bf16 and on GPUs.
+        ten_crop: in `test`, average image labels over ten crops.
         compile: compile the network by torch.compile.
         log_gradients_every: steps between measurements of each head's gradient norm and cosine; 0 = never.
         seed: seeds what is random inside the network (dropout), step by step.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("classes", "multilabel", "boxes", "mask")
+    kinds: ClassVar[tuple[str, ...]] = ("classes", "multilabel", "boxes", "mask", "image")
 
     def __init__(
         self,
         backbone: str = "resnet18",
         in_channels: int = 3,
         weights: str | None = None,
+        weights_stages: int | None = None,
+        init: Init = "default",
         heads: dict[str, dict[str, Any] | None] | None = None,
         spaces: dict[str, dict[str, Any]] | None = None,
         balancing: str | dict[str, Any] = "fixed",
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
         momentum: float = 0.9,
+        nesterov: bool = True,
         weight_decay: float = 0.05,
-        schedule: Literal["cosine", "plateau", "constant"] = "cosine",
+        schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine",
         warmup: float = 0.05,
         final_lr: float = 0.01,
+        milestones: list[float] | None = None,
+        drop: float = 0.1,
+        patience: int = 5,
         backbone_lr_factor: float = 1.0,
         l1: float = 0.0,
         l2: float = 0.0,
         channels_last: bool = True,
+        ten_crop: bool = False,
         compile: bool = False,  # noqa: A002  # the field's name for it
         log_gradients_every: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not spaces:
+        if not spaces and self.kinds != ("image",):
             raise ConfigError("the network needs the data's label fields: give `data.root`, or `spaces`")
         self.settings = {
             key: value
             for key, value in locals().items()
             if key not in {"self", "__class__"} and not key.startswith("_")
         }
-        self.spaces = {name: LabelSpace.from_dict(plain) for name, plain in spaces.items()}
+        self.spaces = {name: LabelSpace.from_dict(plain) for name, plain in (spaces or {}).items()}
         chosen = select_heads(heads, self.spaces, self.kinds)
-        self.network = build_network(backbone, in_channels, weights, chosen, self.spaces)
+        check_schedule(milestones, drop)
+        self.network = build_network(backbone, in_channels, weights, chosen, self.spaces, weights_stages, init)
         self.balancer = build_balancer(balancing, list(chosen))
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
-        self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
+        self.ten_crop = ten_crop
         self.backbone_lr_factor, self.l1, self.l2 = backbone_lr_factor, l1, l2
         self.channels_last, self.log_gradients_every, self.seed = channels_last, log_gradients_every, seed
         self.metrics: dict[str, HeadMetrics] = {
@@ -130,15 +149,18 @@ class VisionModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The balanced loss of the heads that are labelled in the batch."""
-        raw = self(batch.images)
-        terms = self._losses(raw, batch)
+        images, own = self.network.spoilt(batch.images, batch.names, training=True)
+        raw = self(images)
+        terms = self._losses(raw, {**batch.targets, **own})
         self._head_losses = {name: torch.stack(list(parts.values())).sum() for name, parts in terms.items()}
-        self._require_finite(self._head_losses, batch)
+        require_finite(self._head_losses, self.global_step, batch.names)
         if self.log_gradients_every and self.global_step % self.log_gradients_every == 0:
             shared = [p for p in self.network.backbone.stages()[-1].parameters() if p.requires_grad]
             self.log_dict(gradient_figures(self._head_losses, shared), on_step=False, on_epoch=True)
         loss = self.balancer.combine(self._head_losses) if terms else batch.images.new_zeros((), dtype=torch.float32)
-        loss = loss + weight_penalty(self.network, self.l1, self.l2) + self._touch(raw, set(terms))
+        loss = loss + weight_penalty(self.network, self.l1, self.l2)
+        if self.trainer.world_size > 1 or not terms:
+            loss = loss + touch(raw, set(terms))
         self._means.add("loss", loss)
         for name, parts in terms.items():
             self._means.add(f"{name}/loss", self._head_losses[name])
@@ -158,31 +180,15 @@ class VisionModule(L.LightningModule):
         losses = {name: value * factor for name, value in self._head_losses.items()}
         self.balancer.backward(losses, list(self.network.backbone.parameters()), own)
 
-    def _losses(self, raw: dict[str, Any], batch: Batch) -> dict[str, Losses]:
+    def _losses(self, raw: dict[str, Any], targets: Mapping[str, Target | ImageTarget]) -> dict[str, Losses]:
         """Every labelled head's named losses, computed in float32."""
         out = {}
         with torch.autocast(self.device.type, enabled=False):
             for name, head in self.network.named_heads().items():
-                target = batch.targets.get(name)
+                target = targets.get(name)
                 if target is not None and labelled(target):
                     out[name] = head.loss(raw[name], target)
         return out
-
-    def _require_finite(self, losses: dict[str, Tensor], batch: Batch) -> None:
-        if not losses or torch.isfinite(torch.stack(list(losses.values())).detach()).all():
-            return
-        broken = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
-        raise NonFiniteLossError(
-            f"the loss of head {', '.join(map(repr, broken))} became NaN or infinite at step {self.global_step};"
-            f" batch files: {', '.join(batch.names)}. Lower model.lr, or set trainer.gradient_clip_val"
-        )
-
-    def _touch(self, raw: dict[str, Any], used: set[str]) -> Tensor | float:
-        """Zero that depends on the unlabelled heads: under several processes each weight must get a gradient."""
-        if self.trainer.world_size == 1 and used:
-            return 0.0
-        unused = [tensor for name in raw if name not in used for tensor in _tensors(raw[name])]
-        return torch.stack([tensor.float().mean() * 0 for tensor in unused]).sum() if unused else 0.0
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean losses and the heads' weights."""
@@ -198,12 +204,19 @@ class VisionModule(L.LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Any]:
         raw = self(batch.images)
+        images, own = self.network.spoilt(batch.images, batch.names, training=False)
+        if own:  # the other heads are measured on the images as they are
+            mended = self(images)
+            raw |= {name: mended[name] for name in own}
+        targets: dict[str, Any] = {**batch.targets, **own}
         predictions = self.network.decode(raw)
-        for name, terms in self._losses(raw, batch).items():
+        for name, terms in self._losses(raw, targets).items():
             self._eval_means.add(f"{stage}/{name}/loss", torch.stack(list(terms.values())).sum(), len(batch))
+        if self.ten_crop and stage == "test":
+            predictions |= ten_crop_labels(self.network, batch.images)
         for name, metrics in self.metrics.items():
-            if name in batch.targets:
-                metrics.update(predictions[name], batch.targets[name], batch.frames)
+            if name in targets:
+                metrics.update(predictions[name], targets[name], batch.frames)
         return predictions
 
     def _report(self, stage: str) -> None:
@@ -264,20 +277,13 @@ class VisionModule(L.LightningModule):
         groups = parameter_groups(self, self.network.backbone, self.lr, self.backbone_lr_factor, self.weight_decay)
         # With float16 the gradients are unscaled before they are clipped, which fused kernels would do too late.
         fused = not str(self.trainer.precision).startswith("16")
-        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum, fused)
-        if self.schedule == "constant":
-            return optimizer
-        if self.schedule == "plateau":
-            plateau = optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.3, patience=5)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/score"}}
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = warmup_cosine(total, round(self.warmup * total), self.final_lr)
-        scheduler = optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        nesterov = bool(self.settings["nesterov"])
+        optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum, fused, nesterov)
+        return build_schedule(optimizer, self.settings, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what builds the network again, as plain values; reloading never downloads."""
-        checkpoint["hyper_parameters"] = {**self.settings, "weights": None}
+        checkpoint["hyper_parameters"] = {**self.settings, "weights": None, "weights_stages": None}
         checkpoint["module_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -291,10 +297,3 @@ class VisionModule(L.LightningModule):
             )
         if self._trainer is not None and self.trainer.state.fn == "fit":
             carry_over(checkpoint, self.settings)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The floating tensors in a tensor, tuple or NamedTuple that can carry a gradient."""
-    if isinstance(value, Tensor):
-        return [value] if value.requires_grad else []
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (tuple, list)) else []

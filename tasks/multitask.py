@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Importing the heads registers them.
 import tasks.classification
+import tasks.denoising
 import tasks.detection.head
 import tasks.segmentation  # noqa: F401
 from tasks.module import VisionModule
@@ -22,9 +23,15 @@ class DetectionModule(VisionModule):
 
 
 class SegmentationModule(VisionModule):
-    """Semantic masks only."""
+    """Semantic masks, and denoising beside them where `heads` asks for it."""
 
-    kinds = ("mask",)
+    kinds = ("mask", "image")
+
+
+class DenoisingModule(VisionModule):
+    """Mends spoilt images: a start for a backbone, from images without labels."""
+
+    kinds = ("image",)
 
 
 class MultiTaskModule(VisionModule):

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from pipeline.backbones.build import Backbone, build_backbone
 from pipeline.errors import ConfigError, nearest
 from pipeline.labels import LabelSpace
+from pipeline.records import ImageTarget
 from tasks.head import DEFAULT_KIND, HEADS, Head, build_head
+from tasks.init import Init, initialise
+
+IMAGE_SPACE = LabelSpace("image", ("red", "green", "blue"))
+"""Of heads that learn from the images themselves."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -48,6 +53,15 @@ class VisionNetwork(nn.Module):
         """Final predictions of every head."""
         return {name: head.decode(raw[name]) for name, head in self.named_heads().items()}
 
+    def spoilt(self, images: Tensor, names: list[str], training: bool) -> tuple[Tensor, dict[str, ImageTarget]]:
+        """The images as heads that learn from them alone want them, with these heads' targets; themselves where none does."""
+        targets: dict[str, ImageTarget] = {}
+        for name, head in self.named_heads().items():
+            found = head.spoil(images, names, training)
+            if found is not None:
+                images, targets[name] = found
+        return images, targets
+
     def named_heads(self) -> dict[str, Head]:
         """The heads by name, typed."""
         return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
@@ -59,14 +73,21 @@ def build_network(
     weights: str | None,
     heads: dict[str, dict[str, Any]],
     spaces: dict[str, LabelSpace],
+    weights_stages: int | None = None,
+    init: Init = "default",
 ) -> VisionNetwork:
     """The network of a config: `heads` as `select_heads` returns them.
+
+    `weights_stages` as `build_backbone`'s `stages`; `init` as `initialise` takes it, where no weights are loaded.
 
     Raises:
         ConfigError: unknown names or options, or values of the wrong type.
     """
-    body = build_backbone(backbone, in_channels, weights)
-    return VisionNetwork(body, {n: build_head(n, o, spaces[n], body) for n, o in heads.items()}, in_channels)
+    body = build_backbone(backbone, in_channels, weights, weights_stages)
+    if weights is None:
+        initialise(body, init)
+    built = {n: build_head(n, o, spaces.get(n, IMAGE_SPACE), body) for n, o in heads.items()}
+    return VisionNetwork(body, built, in_channels)
 
 
 def select_heads(
@@ -75,7 +96,8 @@ def select_heads(
     """Which heads to build, with their options: a head per label field of the data.
 
     An entry of `given` is named for a field (`objects`), or for a kind of head (`detection`), which selects and sets
-    all fields of that kind that are not named themselves. Without entries every field gets a head.
+    all fields of that kind that are not named themselves. Without entries every field gets a head. A kind that needs
+    no labels (`denoising`) gets a head of its own name; where nothing else is trained, without an entry.
 
     Args:
         given: the config's `heads`.
@@ -86,9 +108,13 @@ def select_heads(
         ConfigError: an entry that is neither a field nor a kind, a kind that the data has no labels for, or no head.
     """
     usable = {name: space for name, space in spaces.items() if space.kind in kinds}
-    if not usable:
+    own = {name for name in given or {} if getattr(HEADS.get(name), "kind", None) == "image" and "image" in kinds}
+    own |= {DEFAULT_KIND["image"]} if kinds == ("image",) else set()
+    if not usable and not own:
         found = ", ".join(f"{name} ({space.kind})" for name, space in spaces.items()) or "none"
-        raise ConfigError(f"the data has no labels of kind {' or '.join(kinds)}; its fields: {found}")
+        raise ConfigError(
+            f"the data has no labels of kind {' or '.join(k for k in kinds if k != 'image')}; its fields: {found}"
+        )
     given = given or {}
     for name in given:
         if name not in usable and name not in HEADS:
@@ -100,8 +126,9 @@ def select_heads(
         kind = DEFAULT_KIND[space.kind]
         if name in given:
             chosen[name] = {**(given.get(kind) or {}), **(given[name] or {})}
-        elif not given or kind in given:
+        elif not given.keys() - own or kind in given:
             chosen[name] = dict(given.get(kind) or {})
+    chosen |= {name: dict(given.get(name) or {}) for name in sorted(own)}
     if not chosen:
         raise ConfigError(f"model.heads selects none of the data's fields: {', '.join(usable)}")
     return chosen

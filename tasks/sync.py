@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,3 +72,16 @@ def sum_over_processes(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
+
+
+def touch(raw: dict[str, Any], used: set[str]) -> Tensor | float:
+    """Zero that depends on the heads not in `used`: under several processes each weight must get a gradient."""
+    unused = [tensor for name in raw if name not in used for tensor in _tensors(raw[name])]
+    return torch.stack([tensor.float().mean() * 0 for tensor in unused]).sum() if unused else 0.0
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The floating tensors in a tensor, tuple or NamedTuple that can carry a gradient."""
+    if isinstance(value, Tensor):
+        return [value] if value.requires_grad else []
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (tuple, list)) else []

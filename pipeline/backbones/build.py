@@ -59,7 +59,7 @@ def register_backbone(name: str) -> Callable[[Callable[[int], Backbone]], Callab
     return enter
 
 
-def build_backbone(name: str, in_channels: int = 3, weights: str | None = None) -> Backbone:
+def build_backbone(name: str, in_channels: int = 3, weights: str | None = None, stages: int | None = None) -> Backbone:
     """A backbone from its name.
 
     Args:
@@ -67,6 +67,7 @@ def build_backbone(name: str, in_channels: int = 3, weights: str | None = None) 
         in_channels: channels of the image, 1 or more.
         weights: None for random, a local file (`.safetensors`, or a state dict read without unpickling code), or
             the hub's name of a weight set (`imagenet`), which downloads.
+        stages: of a local file, take only this many stages from the input on; None = all that fits.
 
     Raises:
         ConfigError: an unknown name, or a network that has no maps at strides 8, 16 and 32.
@@ -85,7 +86,11 @@ def build_backbone(name: str, in_channels: int = 3, weights: str | None = None) 
     else:
         backbone = _from_smp(name, in_channels, hub)
     if weights is not None and local:
-        load_weights(backbone, Path(weights))
+        load_weights(backbone, Path(weights), stages)
+    elif stages is not None:
+        raise ConfigError(
+            "weights_stages takes part of a local file: give it as weights, e.g. outputs/runs/RUN/best.ckpt"
+        )
     return backbone
 
 
@@ -170,10 +175,16 @@ def _stage_names(body: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in children)
 
 
-def load_weights(backbone: Backbone, path: Path) -> None:
+def load_weights(backbone: Backbone, path: Path, stages: int | None = None) -> None:
     """Fills a backbone from a local file: safetensors, a state dict, or a checkpoint of this project.
 
+    Args:
+        backbone: is changed.
+        path: the file; its heads and what does not fit are left out.
+        stages: take only this many of `backbone.stage_names`, all of whose weights must be there.
+
     Raises:
+        ConfigError: the backbone has fewer stages.
         CheckpointError: the file is missing, or fewer than half of the backbone's weights are in it.
     """
     if not path.is_file():
@@ -189,7 +200,16 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     state = {key.removeprefix("network.backbone.").removeprefix("body."): value for key, value in state.items()}
     own = backbone.body.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    if len(fitting) < len(own) / 2:
+    if stages is not None:
+        if not 0 < stages <= len(backbone.stage_names):
+            raise ConfigError(
+                f"weights_stages is {stages}; backbone {backbone.name!r} has 1 to {len(backbone.stage_names)}"
+            )
+        own = {
+            k: v for k, v in own.items() if k.startswith(tuple(f"{name}." for name in backbone.stage_names[:stages]))
+        }
+        fitting = {key: value for key, value in fitting.items() if key in own}
+    if len(fitting) < (len(own) if stages is not None else len(own) / 2):
         raise CheckpointError(
             f"{path} does not fit backbone {backbone.name!r}: {len(fitting)} of {len(own)} tensors fit"
         )

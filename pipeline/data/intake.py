@@ -116,7 +116,7 @@ def statement(
     problems: list[Problem],
 ) -> str:
     """One line on what was found, and one on every kind of thing that was dropped or mended, with the first names."""
-    fields = ", ".join(f"{name} ({_classes(space)})" for name, space in spaces.items())
+    fields = ", ".join(f"{name} ({_classes(space)})" for name, space in spaces.items()) or "no labels"
     sizes = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
     lines = [f"data: {' and '.join(formats)}; {fields}; {sizes} images"]
     told = [problem for problem in problems if problem.severity != "info"]

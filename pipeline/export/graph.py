@@ -113,8 +113,17 @@ class AnswerGraph(nn.Module):
 
 
 def build_graph(trained: Trained, mask_probabilities: bool = True) -> AnswerGraph:
-    """The graph of a trained module; raises ExportError for images of other than three channels."""
+    """The graph of a trained module, less the heads that only help training.
+
+    Raises:
+        ExportError: images of other than three channels, or no head that answers.
+    """
     channels = int(trained.settings.get("in_channels", 3))
     if channels != 3:
         raise ExportError(f"the graph takes RGB images; this network was trained on {channels} channels")
-    return AnswerGraph(trained.network, mask_probabilities).eval()
+    heads = {name: head for name, head in trained.network.named_heads().items() if head.space.kind != "image"}
+    if not heads:
+        raise ExportError(
+            "this network only mends images, which is a start for training: give its checkpoint as model.weights"
+        )
+    return AnswerGraph(VisionNetwork(trained.network.backbone, heads), mask_probabilities).eval()

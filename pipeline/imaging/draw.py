@@ -24,10 +24,14 @@ def draw_answer(
 
     Args:
         image: RGB uint8 (H, W, 3).
-        answer: by head: `probabilities` (C,); `boxes` (K, 4), `scores` (K,), `classes` (K,); or `mask` (H, W).
+        answer: by head: `probabilities` (C,); `boxes` (K, 4), `scores` (K,), `classes` (K,); `mask` (H, W); or `image`
+            (3, H, W), pixels that are drawn in the picture's place.
         spaces: by head.
         threshold: boxes below this score are left out.
     """
+    for columns in answer.values():
+        if "image" in columns:
+            image = np.ascontiguousarray(np.asarray(columns["image"]).astype(np.uint8).transpose(1, 2, 0))
     zoom = max(1, -(-256 // min(image.shape[:2])))
     canvas = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
     texts = []

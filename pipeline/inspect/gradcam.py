@@ -55,14 +55,14 @@ def explain(raw: Any, prediction: Any, space: LabelSpace) -> tuple[Tensor, list[
     if "scores" in prediction._fields:
         names = [space.names[int(kind)] for kind in prediction.classes[:, 0]]
         sure = prediction.scores[:, 0]
-        return _logit(sure), [f"{name} {float(p):.2f}" for name, p in zip(names, sure, strict=True)]
+        return _logit(sure), [f"{name} {p:.2f}" for name, p in zip(names, sure.tolist(), strict=True)]
     if "probabilities" not in prediction._fields:
         raise NotHereError("has no answer that Grad-CAM could explain")
     p = prediction.probabilities
     logits = raw if isinstance(raw, Tensor) and raw.shape == p.shape else _logit(p)
     if p.ndim == 2:
         best = p.argmax(1)
-        names = [f"{space.names[int(i)]} {float(p[n, i]):.2f}" for n, i in enumerate(best)]
+        names = [f"{space.names[int(i)]} {p:.2f}" for i, p in zip(best, p.amax(1).tolist(), strict=True)]
         return logits.gather(1, best[:, None])[:, 0], names
     chosen = p.argmax(1)
     scores, names = [], []

@@ -160,8 +160,10 @@ def _middle(found: Field, size: tuple[int, int]) -> tuple[tuple[int, int] | None
         part = slice(count // 3, max(count // 3 + 1, 2 * count // 3))
         sides.append(int((reach.high[part] - reach.low[part]).max()) + 1)
         middles = (reach.high[part] + reach.low[part]) / 2
-        told = len(middles) > 1 and sides[-1] < whole
-        steps.append(float((middles[-1] - middles[0]) / (len(middles) - 1)) if told else whole / count)
+        # Behind an enlargement positions come in pairs, or in fours: a distance of whole 32 is of whole periods.
+        apart = (len(middles) - 1) // 32 * 32 or len(middles) - 1
+        told = apart > 0 and sides[-1] < whole
+        steps.append(float((middles[apart] - middles[0]) / apart) if told else whole / count)
     full = any(side >= whole for side, whole in zip(sides, size, strict=True))
     return (None if full else (sides[0], sides[1])), (round(steps[0], 3), round(steps[1], 3))
 

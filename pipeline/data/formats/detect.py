@@ -11,6 +11,7 @@ from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.coco import find_coco, read_coco
 from pipeline.data.formats.folders import class_folders, read_folders
 from pipeline.data.formats.masks import find_masks, read_masks
+from pipeline.data.formats.pictures import read_pictures
 from pipeline.data.formats.table import find_tables, read_table
 from pipeline.data.formats.voc import find_voc, read_voc
 from pipeline.data.formats.yolo import find_yolo, read_yolo
@@ -36,6 +37,8 @@ READERS = {
     "masks": Format(find_masks, read_masks),
     "table": Format(find_tables, read_table),
     "folders": Format(class_folders, read_folders, joins=False),
+    # Never found out: that labels were not recognised must not pass for there being none.
+    "images": Format(lambda _: None, read_pictures, joins=False),
 }
 """Formats by the name `data.format` gives; `a+b` joins several, later ones winning. A new format is one line here."""
 

@@ -135,14 +135,17 @@ def test_what_grad_cam_explains_of_each_kind_of_head():
     boxes = BoxPrediction(torch.zeros(1, 2, 4), scores, torch.tensor([[1, 0]]))
     score, told = explain(None, boxes, LabelSpace("boxes", ("disc", "bar")))
     assert told == ["bar 0.80"]
-    assert float(score[0]) == pytest.approx(np.log(4), abs=1e-5)
+    assert float(score[0].detach()) == pytest.approx(np.log(4), abs=1e-5)
     assert torch.autograd.grad(score.sum(), scores)[0][0, 1] == 0
 
 
 def test_shifts_of_a_known_network(look):
-    figures = look_at_shifts(look).figures
-    assert figures["colour: same class"][8] == 1
-    assert figures["colour: change"][1] >= 0
+    plain = np.zeros((2, *SIZE, 3), np.uint8)
+    plain[0, ..., 0], plain[1, ..., 2] = 255, 255
+    figures = look_at_shifts(Look(look.subject, lambda: [("red", plain[0]), ("blue", plain[1])], Wish())).figures
+    assert set(figures["colour: same class"].values()) == {1}
+    assert figures["colour: change"][1] < figures["colour: change"][24] + 1e-6
+    assert 32 not in figures["colour: change"]  # half of the picture would be gone
     images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
     assert moved_images(images, 1)[0, 0].tolist() == [[114] * 4, [114, 0, 1, 2], [114, 4, 5, 6], [114, 8, 9, 10]]
 

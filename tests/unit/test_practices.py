@@ -1,0 +1,200 @@
+"""Practices of the lectures, one by one: schedules, initialisation, penalties, ten crops, errors, taking part of a network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn, optim
+
+from pipeline.backbones.build import build_backbone
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.labels import LabelSpace
+from pipeline.records import Batch, ClassTarget
+from tasks.classification import ClassMetrics, ClassPrediction
+from tasks.crops import ten_crop_labels, ten_crops
+from tasks.init import initialise
+from tasks.multitask import ClassificationModule
+from tasks.network import build_network
+from tasks.optim import build_optimizer, build_schedule, carry_over, warmup_steps
+
+SPACE = LabelSpace("classes", ("a", "b", "c", "d", "e", "f", "g"))
+DEFAULTS = {"warmup": 0.0, "final_lr": 0.01, "milestones": None, "drop": 0.1, "patience": 2}
+
+
+def test_the_step_schedule_drops_at_its_milestones():
+    factor = warmup_steps(100, 0, (0.5, 0.75), 0.1)
+    assert [round(factor(step), 4) for step in (0, 49, 50, 74, 75, 99)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    warm = warmup_steps(100, 10, (0.5,), 0.5)
+    assert warm(0) < warm(5) < warm(10) == 1
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = optim.SGD([weight], lr=2.0)
+    made = build_schedule(optimizer, {**DEFAULTS, "schedule": "step"}, 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([2.0, 2.0, 0.2, 0.02])
+
+
+def test_the_plateau_schedule_waits_and_drops():
+    optimizer = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = build_schedule(optimizer, {**DEFAULTS, "schedule": "plateau"}, 4)
+    assert made["lr_scheduler"]["monitor"] == "val/score"
+    for score in (0.5, 0.6, 0.6, 0.6):
+        made["lr_scheduler"]["scheduler"].step(score)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    made["lr_scheduler"]["scheduler"].step(0.6)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"milestones": [0.7, 0.5]}, "rising shares"),
+        ({"milestones": [30, 60]}, "between 0 and 1"),
+        ({"drop": 1.5}, "model.drop"),
+        ({"init": "kaiming"}, "unknown initialisation"),
+    ],
+)
+def test_bad_values_are_told_at_once(options, told):
+    with pytest.raises(ConfigError, match=told):
+        ClassificationModule("light", spaces={"scene": SPACE.to_dict()}, **options)
+
+
+def test_momentum_is_plain_or_nesterovs_and_resumes_as_given_now():
+    weight = nn.Parameter(torch.tensor([1.0]))
+    for nesterov, wanted in ((False, 1 - 0.1 - (0.9 * 0.1 + 0.1)), (True, 1 - 0.19 - (0.9 * 0.19 + 0.1))):
+        with torch.no_grad():
+            weight.fill_(1.0)
+        optimizer = build_optimizer("sgd", [{"params": [weight]}], 0.1, 0.9, nesterov=nesterov)
+        for _ in range(2):
+            weight.grad = torch.ones(1)
+            optimizer.step()
+        assert float(weight) == pytest.approx(wanted, abs=2e-3)
+    old = {"optimizer": "sgd", "schedule": "constant", "lr": 0.1, "backbone_lr_factor": 1.0}
+    group = {"name": "heads", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0}
+    checkpoint = {"hyper_parameters": old, "global_step": 7, "optimizer_states": [{"param_groups": [group]}]}
+    carry_over(checkpoint, {**old, "schedule": "step", "momentum": 0.8, "nesterov": False, "weight_decay": 0.1})
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, False, 0.1)
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 7
+
+
+@pytest.mark.parametrize(("how", "variance"), [("he", 2 / (64 * 9)), ("xavier", 2 / (64 * 9 + 128 * 9))])
+def test_initial_weights_have_the_papers_variance(how, variance):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128))
+    network[1].weight.data.fill_(3.0)
+    initialise(network, how)
+    assert float(network[0].weight.var()) == pytest.approx(variance, rel=0.05)
+    assert not network[0].bias.any()
+    assert (network[1].weight == 3).all()
+
+
+def test_he_keeps_the_signal_of_a_deep_network_alive_and_the_default_lets_it_die():
+    torch.manual_seed(0)
+    deep = nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(256, 256), nn.ReLU())])
+    x = torch.randn(64, 256)
+    dying = float(deep(x).std())
+    initialise(deep, "he")
+    assert dying < 0.1 < 0.3 < float(deep(x).std()) < 3
+
+
+def test_the_option_reaches_the_backbone_and_spares_loaded_weights(tmp_path):
+    heads = {"scene": {}}
+    torch.manual_seed(0)
+    plain = build_network("resnet18", 3, None, heads, {"scene": SPACE})
+    xavier = build_network("resnet18", 3, None, heads, {"scene": SPACE}, init="xavier")
+    assert xavier.backbone.body.conv1.weight.abs().max() < plain.backbone.body.conv1.weight.abs().max()
+    torch.save(plain.backbone.body.state_dict(), tmp_path / "weights.pt")
+    loaded = build_network("resnet18", 3, str(tmp_path / "weights.pt"), heads, {"scene": SPACE}, init="xavier")
+    assert torch.equal(loaded.backbone.body.conv1.weight, plain.backbone.body.conv1.weight)
+
+
+def checkpoint_of(folder, name="light"):
+    """A checkpoint as the command writes it, of a classification network."""
+    module = ClassificationModule(name, spaces={"scene": SPACE.to_dict()})
+    content = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, folder / "best.ckpt")
+    return module, folder / "best.ckpt"
+
+
+def test_a_checkpoints_backbone_is_taken_whole_or_its_first_stages(tmp_path):
+    torch.manual_seed(1)
+    module, file = checkpoint_of(tmp_path)
+    theirs = module.network.backbone.body.state_dict()
+    whole = build_backbone("light", weights=str(file)).body.state_dict()
+    assert all(torch.equal(whole[key], value) for key, value in theirs.items())
+    part = build_backbone("light", weights=str(file), stages=2)
+    taken = [key for key, value in part.body.state_dict().items() if torch.equal(value, theirs[key]) and value.ndim > 1]
+    assert taken
+    assert all(key.startswith(("stem.", "stages.0.")) for key in taken)
+    assert not any(key.startswith("stages.1.") for key in taken)
+
+
+def test_what_cannot_be_taken_is_told(tmp_path):
+    _, file = checkpoint_of(tmp_path)
+    with pytest.raises(ConfigError, match="weights_stages is 9; backbone 'light' has 1 to 5"):
+        build_backbone("light", weights=str(file), stages=9)
+    with pytest.raises(CheckpointError, match="does not fit backbone 'resnet18'"):
+        build_backbone("resnet18", weights=str(file), stages=1)
+    with pytest.raises(ConfigError, match="weights_stages takes part of a local file"):
+        build_backbone("light", stages=1)
+
+
+def test_a_network_that_took_part_of_another_reloads_from_its_own_checkpoint(tmp_path):
+    from pipeline.export.graph import load_trained
+
+    _, file = checkpoint_of(tmp_path)
+    module = ClassificationModule("light", weights=str(file), weights_stages=2, spaces={"scene": SPACE.to_dict()})
+    content = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "own.ckpt")
+    file.unlink()
+    assert load_trained(tmp_path / "own.ckpt").settings["weights_stages"] is None
+
+
+def test_ten_crops_are_corners_middle_and_mirrors():
+    images = torch.arange(64.0).reshape(1, 1, 8, 8)
+    crops = ten_crops(images)
+    assert crops.shape == (10, 1, 1, 8, 8)
+    assert torch.equal(crops[5:], crops[:5].flip(-1))
+    assert crops[0, 0, 0, 0, 0] == 0  # the upper left crop begins in the corner
+    assert crops[3, 0, 0, -1, -1] == 63
+    constant = ten_crops(torch.full((2, 3, 32, 64), 7, dtype=torch.uint8))
+    assert (constant == 7).all()
+
+
+def test_ten_crop_labels_are_the_mean_over_the_crops():
+    torch.manual_seed(0)
+    network = build_network("light", 3, None, {"scene": {}}, {"scene": SPACE}).eval()
+    images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        found = ten_crop_labels(network, images)["scene"].probabilities
+        each = [network.decode(network(crop))["scene"].probabilities for crop in ten_crops(images)]
+    assert torch.allclose(found, torch.stack(each).mean(0), atol=1e-6)
+    assert torch.allclose(found.sum(1), torch.ones(2), atol=1e-5)
+
+
+def test_the_test_and_only_the_test_uses_ten_crops(monkeypatch):
+    module = ClassificationModule("light", spaces={"scene": SPACE.to_dict()}, ten_crop=True).eval()
+    sure = torch.zeros(1, 7)
+    sure[0, 3] = 1
+    monkeypatch.setattr("tasks.module.ten_crop_labels", lambda network, images: {"scene": ClassPrediction(sure)})
+    target = ClassTarget(torch.eye(7)[3:4], torch.tensor([True]))
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    batch = Batch(images, {"scene": target}, ["a"], [None])
+    with torch.no_grad():
+        assert module._evaluate(batch, "test")["scene"].probabilities[0, 3] == 1
+        assert module._evaluate(batch, "val")["scene"].probabilities[0, 3] < 1
+
+
+def test_top_one_and_top_five_errors():
+    metrics = ClassMetrics(SPACE)
+    p = torch.tensor([[0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]]).repeat(4, 1)
+    wanted = torch.eye(7)[[0, 1, 4, 6]]  # first, second, fifth, seventh
+    metrics.update(ClassPrediction(p), ClassTarget(wanted, torch.ones(4, dtype=torch.bool)), [None] * 4)
+    found = metrics.compute()
+    assert (found["top1_error"], found["top5_error"]) == (0.75, 0.25)
+    assert found["accuracy"] + found["top1_error"] == 1
