@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(usage() + "\n")
         return 0
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report its use to its maker
     try:
         return _dispatch(arguments[0], arguments[1:])
     except TrifocalError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from pipeline.errors import EngineError
 from serving.engines.base import EngineReport, Outputs, first_line, grey
 from serving.engines.files import require_self_contained
 from serving.engines.mapped import mapped_session
+
+# Its official builds report their use to their maker, from a thread of their own, unless told not to before they load.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 NAME = "onnxruntime"
 VARIANTS = ("fp32", "int8", "cuda", "tensorrt")

@@ -7,11 +7,11 @@ of them, hence the freeze.
 from __future__ import annotations
 
 import gc
+import importlib
 import signal
 
 import cv2
-import onnxruntime  # noqa: F401  # loaded to be inherited
-import pycocotools.mask  # noqa: F401  # likewise
+import pycocotools.mask  # noqa: F401  # loaded to be inherited
 
 import serving.engines.onnxruntime
 import serving.workers.engine  # noqa: F401  # likewise
@@ -19,6 +19,7 @@ from serving.workers.decoder import warm_up
 from serving.workers.entry import settle
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the service ends it, also where a signal goes to the whole group
+importlib.import_module("onnxruntime")  # after our own module, which tells it to report nothing
 cv2.setNumThreads(1)  # a thread of this process would be missing in those forked from it
 warm_up()
 settle()

@@ -41,6 +41,18 @@ def test_an_idle_service_takes_less_than_200_mb_and_no_processor_time(service):
     assert sum(process.memory_full_info().pss for process in everyone(service)) < 200 * 2**20, memory
 
 
+def test_engines_have_no_thread_of_their_own_and_report_nothing(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    places = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home)}
+    with Running(known_bundle(tmp_path / "known"), "--drain", "0", "--threads", "1", **places) as service:
+        assert service.client.post("/predict", content=picture()).status_code == 200
+        engine, *_ = service.family("engine")
+        assert engine.num_threads() == 1
+        assert service.stop() == 0
+    assert [path.name for path in home.rglob("*") if path.is_file()] == []
+
+
 def test_the_service_itself_loads_no_image_library(service):
     mapped = {file.path for file in psutil.Process(service.process.pid).memory_maps()}
     assert not [path for path in mapped if any(name in path for name in ("numpy", "cv2", "onnxruntime", "PIL"))]
