@@ -13,6 +13,9 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+IDLE_S = 10.0
+"""Seconds after which a process is idle: the first picture after that pays for fetching the memory again."""
+
 
 def settle() -> None:
     """Returns memory that loading took and that nobody uses any more; does nothing without glibc."""
@@ -39,8 +42,8 @@ def hush_libraries() -> None:
 
 
 def await_work(own: socket.socket) -> None:
-    """Returns when there is something to read; a process that had nothing to do for a second gives memory back first."""
-    if not select.select([own], [], [], 1.0)[0]:
+    """Returns when there is something to read; a process without work for a while gives its free memory back first."""
+    if not select.select([own], [], [], IDLE_S)[0]:
         settle()
         select.select([own], [], [])
 

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from serving.workers.entry import IDLE_S
 from tests.e2e.services import Running, picture
 from tests.unit.bundles import known_bundle
 
@@ -32,7 +33,7 @@ def test_start_and_first_answers_take_little_processor_time(service):
 
 
 def test_an_idle_service_takes_less_than_200_mb_and_no_processor_time(service):
-    time.sleep(1.5)  # after a second without work the processes give memory back
+    time.sleep(IDLE_S + 0.5)  # then the processes give memory back
     before = sum(sum(process.cpu_times()[:2]) for process in everyone(service))
     time.sleep(3)
     assert sum(sum(process.cpu_times()[:2]) for process in everyone(service)) - before < 0.03
