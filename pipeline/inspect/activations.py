@@ -49,7 +49,9 @@ def look_at_activations(look: Look) -> Section:
         first = enlarged(images[0], 128)
         tiles.insert(0, cv2.resize(first, (128, 128), interpolation=cv2.INTER_AREA))
         file = f"activations_{name.replace('.', '_')}"
-        pictures.append(Picture(file, sheet(tiles, 9), f"{name}: channels {', '.join(map(str, order))}"))
+        pictures.append(
+            Picture(file, sheet(tiles, min(9, len(tiles))), f"{name}: channels {', '.join(map(str, order))}")
+        )
     lead = (
         f"What each layer answers to {look.images[0][0]}: the {count} channels that vary most over the image, each"
         " stretched to its own range, bright where it is high. Early layers keep the picture's edges; late ones keep where"

@@ -1,5 +1,8 @@
 """Grad-CAM per head (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391), by the library pytorch-grad-cam.
 
+Boxes and masks are answers of a place: averaging their gradient over all places would paint whatever looks alike, so
+theirs is not averaged (HiResCAM, Draelos and Carin 2020, https://arxiv.org/abs/2011.08891).
+
 What is explained: of image labels the logit of the likeliest class; of boxes the logit of the surest box's score; of a
 mask the summed logits, over its own pixels, of the class that covers most besides the background.
 """
@@ -23,6 +26,8 @@ from pipeline.labels import LabelSpace
 from tasks.network import VisionNetwork
 
 Pixels = NDArray[np.uint8]
+MASK_STRIDE = 8
+"""Masks are explained by the coarsest stage of at most this stride."""
 
 
 class Explained(nn.Module):
@@ -86,11 +91,12 @@ def cam_maps(
 
     `layer` gives the maps that are weighted; `images` are pixels (B, C, H, W) of any dtype.
     """
-    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam import GradCAM, HiResCAM
 
     model = Explained(network, head)
+    kind = GradCAM if network.named_heads()[head].space.kind in {"classes", "multilabel"} else HiResCAM
     given = images.float().requires_grad_()  # the weights are frozen: gradients start at the pixels
-    with torch.enable_grad(), GradCAM(model=model, target_layers=[layer]) as cam:
+    with torch.enable_grad(), kind(model=model, target_layers=[layer]) as cam:
         found = cam(input_tensor=given, targets=[_itself] * len(images))
     network.zero_grad(set_to_none=True)
     return np.nan_to_num(np.asarray(found, np.float32)), model.told
@@ -124,7 +130,9 @@ def look_at_answers(look: Look) -> Section:
     lead = (
         "Where each head's answer comes from: channels of a layer weighted by the gradient of what the head is surest of"
         " (image label: the likeliest class; boxes: the surest box; mask: the class that covers most), red where they"
-        " speak for it. Layers: " + ", ".join(f"{head} {path}" for head, (path, _) in layers.items()) + "."
+        " speak for it; for boxes and masks the gradient is taken place by place (HiResCAM). Layers: "
+        + ", ".join(f"{head} {path}" for head, (path, _) in layers.items())
+        + "."
     )
     return Section(
         "Grad-CAM",
@@ -139,7 +147,10 @@ def _explained(head: Any) -> bool:
 
 
 def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]:
-    """The last layer asked for; else the coarsest stage that gives maps and that the head's answer depends on."""
+    """The last layer asked for; else the coarsest stage that gives maps and that the head's answer depends on.
+
+    Masks take the coarsest of at most MASK_STRIDE.
+    """
     subject = look.subject
     if look.wish.layers:
         name = look.wish.layers[-1]
@@ -151,6 +162,8 @@ def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]
         usable = [name for name, maps in held.items() if maps.ndim == 4 and maps.requires_grad]
         used = torch.autograd.grad(score, [held[name] for name in usable], allow_unused=True)
     found = [name for name, gradient in zip(usable, used, strict=True) if gradient is not None and bool(gradient.any())]
+    if subject.spaces[head].kind == "mask":  # its fine skips leave little to the coarsest stage
+        found = [name for name in found if held[name].shape[-1] * MASK_STRIDE >= subject.size[1]] or found
     if not found:
         raise ConfigError(f"Grad-CAM: no stage of {subject.name} reaches head {head!r}; name one by --layers")
     return found[-1], modules[found[-1]]

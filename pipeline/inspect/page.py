@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class Section:
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
 nav a { margin-right: 1rem; }
 h2 { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1rem; }
 p.lead { max-width: 50rem; }
@@ -114,9 +116,8 @@ def _html(out: Path, title: str, sections: dict[str, Section]) -> str:
 
 
 def _section(out: Path, name: str, section: Section) -> str:
-    parts = [
-        f'<section id="{name}"><h2>{html.escape(section.title)}</h2><p class="lead">{html.escape(section.lead)}</p>'
-    ]
+    lead = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(section.lead))
+    parts = [f'<section id="{name}"><h2>{html.escape(section.title)}</h2><p class="lead">{lead}</p>']
     parts += [_table(table) for table in section.tables]
     for picture in section.pictures:
         data = base64.b64encode((out / f"{picture.name}.png").read_bytes()).decode()
