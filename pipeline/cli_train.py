@@ -57,6 +57,7 @@ class TrifocalCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links and defaults."""
         parser.link_arguments("data.label_spaces", "model.init_args.spaces", apply_on="instantiate")
+        parser.link_arguments("data.size", "model.init_args.size", apply_on="instantiate")
         parser.set_defaults(
             {
                 "model": "MultiTaskModule",

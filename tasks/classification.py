@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbones.build import Backbone
+from pipeline.backbones.traits import require_size
+from pipeline.errors import ConfigError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
 from pipeline.records import ClassTarget
@@ -22,11 +25,15 @@ class ClassPrediction(NamedTuple):
 
 @register("classification")
 class ClassificationHead(Head):
-    """Global average pooling of the coarsest map, dropout, one linear layer.
+    """Global average pooling of the coarsest map, dropout, one linear layer; or the network's published classifier.
 
     Args:
         space: the classes; kind `classes` (softmax) or `multilabel` (a sigmoid each).
         channels: the backbone's channels at strides 2 to 32.
+        backbone: what has a published classifier.
+        size: the input's (height, width).
+        classifier: `pooled`, or `published`: the fully connected layers the backbone was published with, and their
+            own dropout.
         dropout: share of features dropped while training, 0 to 1.
         label_smoothing: share of the target spread over all classes, 0 to 1 (Szegedy et al. 2016).
         class_weights: `balanced` (inverse frequency in the training split, mean 1), one weight a class, or None.
@@ -42,6 +49,9 @@ class ClassificationHead(Head):
         self,
         space: LabelSpace,
         channels: tuple[int, ...],
+        backbone: Backbone | None = None,
+        size: tuple[int, int] | None = None,
+        classifier: Literal["pooled", "published"] = "pooled",
         dropout: float = 0.1,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
@@ -52,7 +62,11 @@ class ClassificationHead(Head):
         super().__init__(space)
         self.multilabel = space.kind == "multilabel"
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(channels[-1], len(space.names))
+        self.coarsest = max(i for i, width in enumerate(channels) if width)
+        self.linear: nn.Module = nn.Linear(channels[self.coarsest], len(space.names))
+        self.published = classifier == "published"
+        if self.published:
+            self.linear = published_classifier(backbone, size, len(space.names))
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma if loss == "focal" else 0.0
         self.threshold = threshold
@@ -60,8 +74,8 @@ class ClassificationHead(Head):
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:  # noqa: ARG002  # the size is other heads' need
         """Logits float32 (B, C)."""
-        pooled = features[-1].mean((2, 3))
-        logits: Tensor = self.linear(self.dropout(pooled))
+        last = features[self.coarsest]
+        logits: Tensor = self.linear(last if self.published else self.dropout(last.mean((2, 3))))
         return logits.float()
 
     def loss(self, raw: Tensor, target: ClassTarget) -> Losses:
@@ -79,6 +93,26 @@ class ClassificationHead(Head):
     def metrics(self) -> ClassMetrics:
         """Top-1, top-5, per class, F1, ECE."""
         return ClassMetrics(self.space, self.threshold)
+
+
+def published_classifier(backbone: Backbone | None, size: tuple[int, int] | None, classes: int) -> nn.Module:
+    """The classifier a backbone was published with: its coarsest map to logits (B, classes).
+
+    Raises:
+        ConfigError: it has none of its own, or the input (height, width) is too small for it.
+    """
+    published = backbone.traits.published if backbone is not None else None
+    if backbone is None or published is None:
+        name = repr(backbone.name) if backbone is not None else "None"
+        raise ConfigError(
+            f"classifier: published, but backbone {name} has no fully connected layers of its own; take classifier:"
+            " pooled, or one of 'lenet5', 'alexnet', 'vgg-a' to 'vgg-e', 'conv1d'"
+        )
+    if size is not None:
+        require_size(
+            f"the published classifier of {backbone.name!r}", size, published.smallest, backbone.traits.multiple
+        )
+    return published.build(classes)
 
 
 def class_weight_tensor(space: LabelSpace, weights: Literal["balanced"] | list[float] | None) -> Tensor | None:

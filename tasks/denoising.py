@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbones.build import STRIDES, Backbone, require_strides
 from pipeline.errors import ConfigError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
@@ -32,6 +33,7 @@ class DenoisingHead(Head):
     Args:
         space: red, green and blue.
         channels: the backbone's channels at strides 2 to 32.
+        backbone: checked to have maps at strides 4 to 32.
         decoder_channels: four widths from coarse to fine.
         noise: `gaussian`, `masked` (squares to be filled in) or `blind` (pixels to be told from their neighbours).
         strength: standard deviation of the noise as a share of 255, or share of squares or pixels that are spoilt.
@@ -46,6 +48,7 @@ class DenoisingHead(Head):
         self,
         space: LabelSpace,
         channels: tuple[int, ...],
+        backbone: Backbone | None = None,
         decoder_channels: list[int] | None = None,
         noise: Noise = "gaussian",
         strength: float = 0.15,
@@ -58,6 +61,8 @@ class DenoisingHead(Head):
         for name, value in (("strength", strength), ("share", share)):
             if not 0 < value <= 1:
                 raise ConfigError(f"denoising: {name} is above 0 and at most 1, not {value}")
+        if backbone is not None:
+            require_strides(backbone, STRIDES[1:], "denoising", "'light-deep'")
         widths = decoder_channels or [96, 64, 48, 32]
         if len(widths) != 4:
             raise ConfigError(f"denoising: decoder_channels needs four widths, not {len(widths)}")

@@ -96,11 +96,20 @@ def register(name: str) -> Callable[[type[Head]], type[Head]]:
     return add
 
 
-def build_head(name: str, options: dict[str, Any], space: LabelSpace, backbone: Backbone) -> Head:
+FROM_THE_NETWORK = {"space", "channels", "backbone", "size"}
+"""Constructor arguments of heads that no config gives."""
+
+
+def build_head(
+    name: str, options: dict[str, Any], space: LabelSpace, backbone: Backbone, size: tuple[int, int] | None = None
+) -> Head:
     """A head from its config entry; `options` are its kind's constructor arguments, and `kind` itself.
 
+    A head whose constructor has an argument `backbone` or `size` is given the backbone, or the input's (height, width).
+
     Raises:
-        ConfigError: an unknown kind or option, a kind that does not fit the labels, or a value of the wrong type.
+        ConfigError: an unknown kind or option, a kind that does not fit the labels or the backbone, or a value of the
+            wrong type.
     """
     options = dict(options)
     kind = str(options.pop("kind", DEFAULT_KIND[space.kind]))
@@ -109,11 +118,16 @@ def build_head(name: str, options: dict[str, Any], space: LabelSpace, backbone: 
     factory = HEADS[kind]
     if DEFAULT_KIND[space.kind] != kind and DEFAULT_KIND.get(getattr(factory, "kind", "")) != DEFAULT_KIND[space.kind]:
         raise ConfigError(f"head {name!r} is of kind {kind!r}, but the data's field {name!r} holds {space.kind}")
-    known = [key for key in inspect.signature(factory).parameters if key not in {"space", "channels"}]
+    arguments = inspect.signature(factory).parameters
+    known = [key for key in arguments if key not in FROM_THE_NETWORK]
     for key in options:
         if key not in known:
             raise ConfigError(f"head {name!r} ({kind}): unknown option {key!r}{nearest(key, known)}")
-    return factory(space=space, channels=backbone.channels, **_typed(name, factory, options))
+    extra = {key: value for key, value in (("backbone", backbone), ("size", size)) if key in arguments}
+    try:
+        return factory(space=space, channels=backbone.channels, **extra, **_typed(name, factory, options))
+    except ConfigError as error:
+        raise ConfigError(f"head {name!r} ({kind}): {error}") from error
 
 
 def _typed(name: str, factory: HeadFactory, options: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +135,7 @@ def _typed(name: str, factory: HeadFactory, options: dict[str, Any]) -> dict[str
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(factory, skip={"space", "channels"}, fail_untyped=False)
+    parser.add_class_arguments(factory, skip=FROM_THE_NETWORK, fail_untyped=False)
     try:
         checked = parser.parse_object(options)
     except ArgumentError as error:

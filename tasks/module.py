@@ -37,12 +37,14 @@ class VisionModule(L.LightningModule):
 
     Args:
         backbone: name of the shared network, e.g. `resnet18`, `tu-<timm model>`, `torchvision/<model>`.
-        in_channels: channels of the images.
+        backbone_options: options of that network (docs/networks.md), e.g. `output_stride: 8`.
+        in_channels: 3, or 1 for a network on grey pixels.
         weights: None, a local file (a checkpoint too), or the hub's name of a weight set (`imagenet`).
         weights_stages: take only this many of the backbone's stages from `weights`; None = all that fits.
         init: how the backbone's weights are drawn where none are loaded: `default` (the library's), `xavier` or `he`.
         heads: options by label field or by kind of head; none = a head for every label field of the data.
         spaces: label fields, filled from the data.
+        size: (height, width) of the input, filled from the data; the network is checked to fit it.
         balancing: how the losses become one: `fixed`, `uncertainty`, `dwa`, an aggregator of torchjd, or a mapping
             with `kind` and its options.
         optimizer: `adamw`, or `sgd`.
@@ -71,12 +73,14 @@ class VisionModule(L.LightningModule):
     def __init__(
         self,
         backbone: str = "resnet18",
+        backbone_options: dict[str, Any] | None = None,
         in_channels: int = 3,
         weights: str | None = None,
         weights_stages: int | None = None,
         init: Init = "default",
         heads: dict[str, dict[str, Any] | None] | None = None,
         spaces: dict[str, dict[str, Any]] | None = None,
+        size: tuple[int, int] | None = None,
         balancing: str | dict[str, Any] = "fixed",
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
@@ -101,23 +105,19 @@ class VisionModule(L.LightningModule):
         super().__init__()
         if not spaces and self.kinds != ("image",):
             raise ConfigError("the network needs the data's label fields: give `data.root`, or `spaces`")
-        self.settings = {
-            key: value
-            for key, value in locals().items()
-            if key not in {"self", "__class__"} and not key.startswith("_")
-        }
+        self.settings = {k: v for k, v in locals().items() if k not in {"self", "__class__"} and not k.startswith("_")}
         self.spaces = {name: LabelSpace.from_dict(plain) for name, plain in (spaces or {}).items()}
         chosen = select_heads(heads, self.spaces, self.kinds)
         check_schedule(milestones, drop)
-        self.network = build_network(backbone, in_channels, weights, chosen, self.spaces, weights_stages, init)
+        self.network = build_network(
+            backbone, in_channels, weights, chosen, self.spaces, backbone_options, size, weights_stages, init
+        )
         self.balancer = build_balancer(balancing, list(chosen))
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay
         self.ten_crop = ten_crop
         self.backbone_lr_factor, self.l1, self.l2 = backbone_lr_factor, l1, l2
         self.channels_last, self.log_gradients_every, self.seed = channels_last, log_gradients_every, seed
-        self.metrics: dict[str, HeadMetrics] = {
-            name: head.metrics() for name, head in self.network.named_heads().items()
-        }
+        self.metrics: dict[str, HeadMetrics] = {n: head.metrics() for n, head in self.network.named_heads().items()}
         self._means, self._eval_means = Means(), Means()
         self._head_losses: dict[str, Tensor] = {}
         if channels_last:
@@ -127,15 +127,16 @@ class VisionModule(L.LightningModule):
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Pixels uint8 (B, C, H, W) to each head's raw outputs."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        raw: dict[str, Any] = self.network(images)
+        given = images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+        raw: dict[str, Any] = self.network(given)
         return raw
 
     # --- training -----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot work together."""
+        if stage == "fit":
+            self.network.require_rgb()
         if stage == "fit" and self.balancer.aggregates and self.trainer.world_size > 1:
             raise ConfigError("balancing by gradients runs in one process; take 'uncertainty' or 'dwa', or devices: 1")
 

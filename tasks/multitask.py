@@ -5,7 +5,9 @@ from __future__ import annotations
 # Importing the heads registers them.
 import tasks.classification
 import tasks.denoising
+import tasks.detection.faster_rcnn
 import tasks.detection.head
+import tasks.detection.yolo1
 import tasks.segmentation  # noqa: F401
 from tasks.module import VisionModule
 

@@ -28,13 +28,17 @@ class VisionNetwork(nn.Module):
     Args:
         backbone: the shared feature maps.
         heads: by name.
-        in_channels: channels of the image.
+        in_channels: channels of the image; with 1 an RGB image is turned into grey first.
+        size: (height, width) of the input it is meant for, where that is known.
     """
 
-    def __init__(self, backbone: Backbone, heads: dict[str, Head], in_channels: int = 3) -> None:
+    def __init__(
+        self, backbone: Backbone, heads: dict[str, Head], in_channels: int = 3, size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        self.in_channels, self.size = in_channels, size
         mean, std = (MEAN, STD) if in_channels == 3 else ((sum(MEAN) / 3,) * in_channels, (sum(STD) / 3,) * in_channels)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -47,6 +51,8 @@ class VisionNetwork(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels 0 to 255 to zero mean and unit variance, float32 (B, C, H, W)."""
+        if self.in_channels == 1 and images.shape[1] == 3:
+            images = grey(images)
         return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
 
     def decode(self, raw: dict[str, Any]) -> dict[str, Any]:
@@ -62,9 +68,20 @@ class VisionNetwork(nn.Module):
                 images, targets[name] = found
         return images, targets
 
+    def require_rgb(self) -> None:
+        """Raises ConfigError for a network that the data's RGB images do not fit."""
+        if self.in_channels not in {1, 3}:
+            raise ConfigError(f"model.in_channels is {self.in_channels}, but the data gives RGB: take 3, or 1 for grey")
+
     def named_heads(self) -> dict[str, Head]:
         """The heads by name, typed."""
         return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma float32 (B, 1, H, W) of RGB (B, 3, H, W), by the weights of ITU-R BT.601."""
+    rgb = images.float()
+    return 0.299 * rgb[:, 0:1] + 0.587 * rgb[:, 1:2] + 0.114 * rgb[:, 2:3]
 
 
 def build_network(
@@ -73,21 +90,23 @@ def build_network(
     weights: str | None,
     heads: dict[str, dict[str, Any]],
     spaces: dict[str, LabelSpace],
+    backbone_options: dict[str, Any] | None = None,
+    size: tuple[int, int] | None = None,
     weights_stages: int | None = None,
     init: Init = "default",
 ) -> VisionNetwork:
-    """The network of a config: `heads` as `select_heads` returns them.
+    """The network of a config: `heads` as `select_heads` returns them, `size` (height, width) where it is known.
 
     `weights_stages` as `build_backbone`'s `stages`; `init` as `initialise` takes it, where no weights are loaded.
 
     Raises:
         ConfigError: unknown names or options, or values of the wrong type.
     """
-    body = build_backbone(backbone, in_channels, weights, weights_stages)
+    body = build_backbone(backbone, in_channels, weights, weights_stages, backbone_options, size)
     if weights is None:
         initialise(body, init)
-    built = {n: build_head(n, o, spaces.get(n, IMAGE_SPACE), body) for n, o in heads.items()}
-    return VisionNetwork(body, built, in_channels)
+    built = {n: build_head(n, o, spaces.get(n, IMAGE_SPACE), body, size) for n, o in heads.items()}
+    return VisionNetwork(body, built, in_channels, size)
 
 
 def select_heads(

@@ -1,4 +1,4 @@
-"""Semantic masks: smp's U-Net decoder on the shared features; cross-entropy, focal, Dice, Lovász; IoU at full size."""
+"""Semantic masks: a decoder, smp's U-Net or another, on the shared features; cross-entropy, focal, Dice, Lovász; IoU at full size."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbones.build import STRIDES, Backbone, require_strides
 from pipeline.errors import ConfigError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import MaskTarget
 from tasks.classification import class_weight_tensor, confusion
+from tasks.decoders.registry import DEFAULT, build_decoder
 from tasks.head import Head, Losses, register
 
 
@@ -23,14 +25,27 @@ class MaskPrediction(NamedTuple):
     probabilities: Tensor
 
 
+class RawMask(NamedTuple):
+    """Logits (B, C, H, W) at the input's size, and those of earlier stages that are trained beside them."""
+
+    logits: Tensor
+    beside: list[Tensor]
+
+
 @register("segmentation")
 class SegmentationHead(Head):
-    """A U-Net decoder (Ronneberger et al. 2015) and a 1x1 convolution; the logits are enlarged to the input's size.
+    """A decoder and logits per pixel, enlarged to the input's size.
+
+    The default is smp's U-Net decoder (after Ronneberger et al. 2015) and a 1x1 convolution; `decoder` names others.
 
     Args:
         space: the mask's classes.
         channels: the backbone's channels at strides 2 to 32.
-        decoder_channels: widths from coarse to fine; four give logits at stride 2, five at stride 1.
+        backbone: what the decoders of the lectures are built for.
+        size: the input's (height, width), where it is known.
+        decoder: `smp-unet`, or one of `tasks/decoders`: `fcn`, `unet`, `segnet`, `deconvnet`, `hourglass`.
+        decoder_options: that decoder's own arguments; `smp-unet` has none.
+        decoder_channels: smp's widths from coarse to fine; four give logits at stride 2, five at stride 1.
         loss: `cross_entropy` or `focal`, per pixel.
         dice: weight of the soft Dice loss added to it (Milletari et al. 2016), >= 0.
         lovasz: weight of the Lovász-softmax loss added to it (Berman et al. 2018), >= 0.
@@ -45,6 +60,10 @@ class SegmentationHead(Head):
         self,
         space: LabelSpace,
         channels: tuple[int, ...],
+        backbone: Backbone | None = None,
+        size: tuple[int, int] | None = None,
+        decoder: str = DEFAULT,
+        decoder_options: dict[str, Any] | None = None,
         decoder_channels: list[int] | None = None,
         loss: Literal["cross_entropy", "focal"] = "cross_entropy",
         dice: float = 1.0,
@@ -53,34 +72,41 @@ class SegmentationHead(Head):
         focal_gamma: float = 2.0,
     ) -> None:
         super().__init__(space)
-        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
         from segmentation_models_pytorch.losses import LovaszLoss
 
-        widths = decoder_channels or [96, 64, 48, 32]
-        if len(widths) not in {4, 5}:
-            raise ConfigError(f"decoder_channels needs four or five widths, not {len(widths)}")
-        self.decoder = UnetDecoder(
-            encoder_channels=(0, *channels),
-            decoder_channels=tuple(widths),
-            n_blocks=len(widths),
-            add_center_block=False,
-        )
-        self.classifier = nn.Conv2d(widths[-1], len(space.names), 1)
+        self.decoder: nn.Module
+        if decoder == DEFAULT:
+            if decoder_options:
+                raise ConfigError(f"decoder {DEFAULT!r} has no decoder_options; its widths are decoder_channels")
+            self.decoder, width = smp_unet(channels, decoder_channels, backbone)
+            self.classifier: nn.Module | None = nn.Conv2d(width, len(space.names), 1)
+        else:
+            self.decoder = build_decoder(decoder, backbone, len(space.names), size, decoder_options or {})
+            self.classifier = None
         self.focal_gamma = focal_gamma if loss == "focal" else 0.0
         self.dice, self.lovasz = dice, lovasz
         self.lovasz_loss = LovaszLoss(mode="multiclass", ignore_index=IGNORE_INDEX)
         self.register_buffer("weights", class_weight_tensor(space, class_weights), persistent=False)
 
-    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits (B, C, H, W) at the input's size."""
-        # The decoder expects the image first, and reads only its size.
-        coarse: Tensor = self.classifier(self.decoder([features[0], *features]))
-        if tuple(coarse.shape[-2:]) == tuple(size):
-            return coarse
-        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> RawMask:
+        """Logits at the input's size: the answer, and while training those that are trained beside it."""
+        if self.classifier is None:
+            staged: list[Tensor] = self.decoder(features, size)
+        else:
+            # smp's decoder expects the image first, and reads only its size.
+            staged = [self.classifier(self.decoder([features[0], *features]))]
+        beside = [at_size(logits, size) for logits in staged[:-1]] if self.training else []
+        return RawMask(at_size(staged[-1], size), beside)
 
-    def loss(self, raw: Tensor, target: MaskTarget) -> Losses:
-        """`pixel` (cross-entropy or focal), and `dice` and `lovasz` where asked for."""
+    def loss(self, raw: RawMask, target: MaskTarget) -> Losses:
+        """`pixel` (cross-entropy or focal), and `dice` and `lovasz` where asked for; summed over all that is trained."""
+        out: Losses = {}
+        for logits in (raw.logits, *raw.beside):
+            for name, value in self._terms(logits, target).items():
+                out[name] = out[name] + value if name in out else value
+        return out
+
+    def _terms(self, raw: Tensor, target: MaskTarget) -> Losses:
         logits, mask = raw[target.present].float(), target.mask[target.present].long()
         weights = self.weights if isinstance(self.weights, Tensor) else None
         out = {"pixel": pixel_loss(logits, mask, weights, self.focal_gamma)}
@@ -90,13 +116,41 @@ class SegmentationHead(Head):
             out["lovasz"] = self.lovasz * self.lovasz_loss(logits, mask)
         return out
 
-    def decode(self, raw: Tensor) -> MaskPrediction:
+    def decode(self, raw: RawMask) -> MaskPrediction:
         """Class per pixel, and probabilities."""
-        return MaskPrediction(raw.argmax(1).to(torch.uint8), raw.float().softmax(1))
+        return MaskPrediction(raw.logits.argmax(1).to(torch.uint8), raw.logits.float().softmax(1))
 
     def metrics(self) -> MaskMetrics:
         """Macro mIoU, per class IoU and Dice, pixel accuracy."""
         return MaskMetrics(self.space)
+
+
+def at_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (B, C, h, w) enlarged bilinearly to (height, width)."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def smp_unet(
+    channels: tuple[int, ...], decoder_channels: list[int] | None, backbone: Backbone | None
+) -> tuple[nn.Module, int]:
+    """The U-Net decoder of smp over maps at all five strides, and its last width.
+
+    Raises:
+        ConfigError: neither four nor five widths, or a backbone whose maps do not lie at 4, 8, 16 and 32.
+    """
+    from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+
+    widths = decoder_channels or [96, 64, 48, 32]
+    if len(widths) not in {4, 5}:
+        raise ConfigError(f"decoder_channels needs four or five widths, not {len(widths)}")
+    if backbone is not None:
+        require_strides(backbone, STRIDES[1:], f"decoder {DEFAULT!r}", "decoder: fcn, hourglass or unet")
+    decoder = UnetDecoder(
+        encoder_channels=(0, *channels), decoder_channels=tuple(widths), n_blocks=len(widths), add_center_block=False
+    )
+    return decoder, widths[-1]
 
 
 def pixel_loss(logits: Tensor, mask: Tensor, weights: Tensor | None, gamma: float = 0.0) -> Tensor:

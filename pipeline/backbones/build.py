@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones.traits import STRIDES, Features, Traits, require_size
 from pipeline.errors import CheckpointError, ConfigError, nearest
 
-STRIDES = (2, 4, 8, 16, 32)
+__all__ = [
+    "STRIDES",
+    "Backbone",
+    "Features",
+    "Traits",
+    "build_backbone",
+    "load_weights",
+    "register_backbone",
+    "require_strides",
+]
 
-OWN = ("pipeline.backbones.light",)
+OWN = tuple(
+    f"pipeline.backbones.{module}"
+    for module in (
+        "light",
+        "classic",
+        "vgg",
+        "signals",
+        "convnet",
+        "residual",
+        "inception",
+        "hourglass",
+        "unet",
+        "yolo",
+    )
+)
 """Modules of our own backbones; each registers its names."""
 
-_BUILDERS: dict[str, Callable[[int], Backbone]] = {}
+_BUILDERS: dict[str, Callable[..., Backbone]] = {}
 
 
 class Backbone(nn.Module):
@@ -27,64 +52,110 @@ class Backbone(nn.Module):
     Attributes:
         channels: channels per stride of `STRIDES`; 0 where the network has no map at that stride.
         name: the name it was built from.
+        traits: what else heads and configs must know of it.
     """
 
-    def __init__(self, body: nn.Module, channels: tuple[int, ...], name: str, stage_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        channels: tuple[int, ...],
+        name: str,
+        stage_names: tuple[str, ...],
+        traits: Traits | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
         self.channels = channels
         self.name = name
         self.stage_names = stage_names
+        self.traits = traits or Traits()
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Float (B, C, H, W) to five maps (B, channels[i], H / STRIDES[i], W / STRIDES[i])."""
+    def forward(self, images: Tensor) -> Features:
+        """Float (B, C, H, W) to five maps (B, channels[i], H / strides[i], W / strides[i]); empty where channels are 0."""
         maps = self.body(images)
+        if isinstance(maps, Features):
+            left = iter(maps)
+            empty = images.new_zeros(images.shape[0], 0, 1, 1) if 0 in self.channels else images
+            return Features([next(left) if channels else empty for channels in self.channels], maps.pooled)
         if isinstance(maps, dict):
             maps = list(maps.values())
         # smp's encoders give the image itself first.
-        return list(maps)[-len(STRIDES) :]
+        return Features(list(maps)[-len(STRIDES) :])
+
+    @property
+    def coarsest(self) -> int:
+        """Which of the five maps is the last one there is."""
+        return max(i for i, channels in enumerate(self.channels) if channels)
+
+    @property
+    def present(self) -> list[int]:
+        """The strides at which there is a map."""
+        return [stride for stride, channels in zip(self.traits.strides, self.channels, strict=True) if channels]
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Refuses an input (height, width) that the network leaves nothing of; raises ConfigError."""
+        require_size(f"backbone {self.name!r}", size, self.traits.smallest, self.traits.multiple)
 
     def stages(self) -> list[nn.Module]:
         """The network's children with parameters in the order the image passes them: what `freeze_stages` counts."""
         return [self.body.get_submodule(name) for name in self.stage_names]
 
 
-def register_backbone(name: str) -> Callable[[Callable[[int], Backbone]], Callable[[int], Backbone]]:
-    """Makes a function of the image's channels reachable as backbone `name`."""
+def register_backbone(name: str) -> Callable[[Callable[..., Backbone]], Callable[..., Backbone]]:
+    """Makes a function of the image's channels, and of its own options, reachable as backbone `name`.
 
-    def enter(build: Callable[[int], Backbone]) -> Callable[[int], Backbone]:
+    A function with an argument `size` is given the input's (height, width).
+    """
+
+    def enter(build: Callable[..., Backbone]) -> Callable[..., Backbone]:
         _BUILDERS[name] = build
         return build
 
     return enter
 
 
-def build_backbone(name: str, in_channels: int = 3, weights: str | None = None, stages: int | None = None) -> Backbone:
+def build_backbone(
+    name: str,
+    in_channels: int = 3,
+    weights: str | None = None,
+    stages: int | None = None,
+    options: dict[str, Any] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Backbone:
     """A backbone from its name.
 
     Args:
-        name: one of ours (`light`), an smp encoder (`resnet18`, `mobilenet_v2`, `tu-<any timm model>`), or `torchvision/<model>`.
+        name: one of ours (`light`, `vgg-d`), an smp encoder (`resnet18`, `mobilenet_v2`, `tu-<any timm model>`), or `torchvision/<model>`.
         in_channels: channels of the image, 1 or more.
         weights: None for random, a local file (`.safetensors`, or a state dict read without unpickling code), or
             the hub's name of a weight set (`imagenet`), which downloads.
         stages: of a local file, take only this many stages from the input on; None = all that fits.
+        options: of our own networks, the arguments of the function that builds them; of smp's, `output_stride` 8 or 16:
+            dilation instead of the last strides.
+        size: (height, width) of the input, checked where it is known.
 
     Raises:
-        ConfigError: an unknown name, or a network that has no maps at strides 8, 16 and 32.
+        ConfigError: an unknown name or option, a value that is refused, a network that has no maps at strides 8, 16
+            and 32, or an input that does not fit.
         CheckpointError: a weights file that is missing or fits another network.
     """
     local = weights is not None and (Path(weights).suffix in {".safetensors", ".pt", ".pth", ".ckpt"})
     hub = None if local else weights
-    for module in OWN:
-        importlib.import_module(module)
-    if name in _BUILDERS:
+    if in_channels < 1:
+        raise ConfigError(f"in_channels is {in_channels}; an image has 3 channels, or 1 where it is grey")
+    if name in registered():
         if hub is not None:
             raise ConfigError(f"backbone {name!r} has no weights {hub!r} on the hub; give a local file, or none")
-        backbone = _BUILDERS[name](in_channels)
+        backbone = _build_own(name, in_channels, dict(options or {}), size)
     elif name.startswith("torchvision/"):
-        backbone = _from_torchvision(name.removeprefix("torchvision/"), in_channels, hub)
+        _check_options(name, options or {}, [])
+        from pipeline.backbones.from_torchvision import from_torchvision
+
+        backbone = from_torchvision(name.removeprefix("torchvision/"), in_channels, hub)
     else:
-        backbone = _from_smp(name, in_channels, hub)
+        backbone = _from_smp(name, in_channels, hub, dict(options or {}))
+    if size is not None:
+        backbone.require_size(size)
     if weights is not None and local:
         load_weights(backbone, Path(weights), stages)
     elif stages is not None:
@@ -94,84 +165,83 @@ def build_backbone(name: str, in_channels: int = 3, weights: str | None = None, 
     return backbone
 
 
-def _from_smp(name: str, in_channels: int, weights: str | None) -> Backbone:
+def _build_own(name: str, in_channels: int, options: dict[str, Any], size: tuple[int, int] | None) -> Backbone:
+    build = _BUILDERS[name]
+    arguments = inspect.signature(build).parameters
+    # What a name stands for (`vgg-d`: the configuration) is no option of it.
+    fixed = {"size", *getattr(build, "keywords", {})}
+    _check_options(name, options, [argument for argument in list(arguments)[1:] if argument not in fixed])
+    if "size" in arguments:
+        if size is None:
+            raise ConfigError(f"backbone {name!r} is built for one input size; give model.size (data.size does)")
+        options["size"] = size
+    try:
+        return build(in_channels, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"backbone {name!r} cannot be built with {options}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def registered() -> list[str]:
+    """Names of our own backbones."""
+    for module in OWN:
+        importlib.import_module(module)
+    return sorted(_BUILDERS)
+
+
+def _check_options(name: str, options: dict[str, Any], known: list[str]) -> None:
+    for key in options:
+        if key not in known:
+            hint = nearest(key, known) if known else "; it has none"
+            raise ConfigError(f"backbone {name!r}: unknown option {key!r}{hint}")
+
+
+def require_strides(backbone: Backbone, wanted: tuple[int, ...], who: str, instead: str) -> None:
+    """Refuses a backbone that has not a map, on the grid, at each stride wanted; raises ConfigError."""
+    found = set(backbone.present) if backbone.traits.dense else set()
+    lacking = [stride for stride in wanted if stride not in found]
+    if lacking:
+        has = f"maps at strides {backbone.present}" if found else "maps for image labels only"
+        told = f"{who} needs maps at strides {list(wanted)}; backbone {backbone.name!r} has {has}"
+        raise ConfigError(f"{told}: take {instead}, or another backbone ('vgg-d', 'resnet18', 'light')")
+
+
+def _from_smp(name: str, in_channels: int, weights: str | None, options: dict[str, Any]) -> Backbone:
     from segmentation_models_pytorch.encoders import encoders, get_encoder
 
     if not name.startswith("tu-") and name not in encoders:
-        raise ConfigError(f"unknown backbone {name!r}{_near_backbone(name, [*encoders, *_BUILDERS])}")
+        raise ConfigError(f"unknown backbone {name!r}{near_backbone(name, [*encoders, *_BUILDERS])}")
+    _check_options(name, options, ["output_stride"])
+    stride = options.get("output_stride", 32)
+    if stride not in {8, 16, 32}:
+        raise ConfigError(f"backbone {name!r}: output_stride is 8, 16 or 32, not {stride!r}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            encoder = get_encoder(name, in_channels=in_channels, depth=5, weights=weights)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"backbone {name!r} with weights {weights!r} cannot be built: {error}") from error
+            encoder = get_encoder(name, in_channels=in_channels, depth=5, weights=weights, output_stride=stride)
+    except (KeyError, RuntimeError, ValueError, NotImplementedError) as error:
+        asked = f"weights {weights!r}" + (f" and output_stride {stride}" if stride != 32 else "")
+        raise ConfigError(f"backbone {name!r} with {asked} cannot be built: {error}") from error
     channels = tuple(encoder.out_channels)[-len(STRIDES) :]
-    return Backbone(encoder, channels, name, _stage_names(encoder))
+    traits = Traits(strides=tuple(min(s, stride) for s in STRIDES))
+    return Backbone(encoder, channels, name, find_stages(encoder), traits)
 
 
-def _near_backbone(name: str, known: list[str]) -> str:
+def near_backbone(name: str, known: list[str]) -> str:
+    """A hint for an unknown name: the nearest, or where names come from."""
     hint = nearest(name, known)
     if "did you mean" in hint:
         return hint
-    return "; known: 'light', segmentation-models-pytorch's encoders, 'tu-<timm model>' and 'torchvision/<model>'"
+    return "; known: 'light' and the others of docs/networks.md, segmentation-models-pytorch's encoders, 'tu-<timm model>' and 'torchvision/<model>'"
 
 
-def _from_torchvision(name: str, in_channels: int, weights: str | None) -> Backbone:
-    from torchvision import models
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise ConfigError(f"unknown torchvision backbone {name!r}{_near_backbone(name, known)}")
-    full = models.get_model(name, weights="DEFAULT" if weights == "imagenet" else weights).eval()
-    _widen_input(full, in_channels)
-    # The last map at each stride is that stage's output.
-    nodes = get_graph_node_names(full)[1][1:]
-    probe = create_feature_extractor(full, nodes)
-    with torch.no_grad():
-        maps = probe(torch.zeros(1, in_channels, 224, 224))
-    last: dict[int, tuple[str, int]] = {}
-    for node, value in maps.items():
-        is_map = isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] > 1
-        if is_map and value.shape[-1] == value.shape[-2] and 224 // value.shape[-1] in STRIDES:
-            last[224 // value.shape[-1]] = (node, value.shape[1])
-    missing = [stride for stride in STRIDES if stride not in last]
-    if missing:
-        raise ConfigError(
-            f"torchvision backbone {name!r} has no feature map at stride {', '.join(map(str, missing))};"
-            f" take the same network through timm: 'tu-<model>'"
-        )
-    body = create_feature_extractor(full, {last[stride][0]: str(stride) for stride in STRIDES}).train()
-    return Backbone(body, tuple(last[stride][1] for stride in STRIDES), f"torchvision/{name}", _stage_names(body))
-
-
-def _widen_input(network: nn.Module, in_channels: int) -> None:
-    """Gives the first convolution another number of input channels; its weights are averaged over the old ones."""
-    if in_channels == 3:
-        return
-    for path, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            fresh = nn.Conv2d(
-                in_channels,
-                module.out_channels,
-                cast("tuple[int, int]", module.kernel_size),
-                cast("tuple[int, int]", module.stride),
-                cast("tuple[int, int]", module.padding),
-                bias=module.bias is not None,
-            )
-            with torch.no_grad():
-                fresh.weight.copy_(module.weight.mean(1, keepdim=True).expand_as(fresh.weight) * (3 / in_channels))
-            parent, _, leaf = path.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, fresh)
-            return
-
-
-def _stage_names(body: nn.Module) -> tuple[str, ...]:
+def find_stages(body: nn.Module) -> tuple[str, ...]:
     """Names of the direct children that have parameters; a container of one child is opened (timm's wrappers)."""
     children = [(name, child) for name, child in body.named_children() if any(True for _ in child.parameters())]
     if len(children) == 1:
         prefix, only = children[0]
-        return tuple(f"{prefix}.{name}" for name in _stage_names(only)) or (prefix,)
+        return tuple(f"{prefix}.{name}" for name in find_stages(only)) or (prefix,)
     return tuple(name for name, _ in children)
 
 

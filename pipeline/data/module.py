@@ -20,7 +20,7 @@ from pipeline.data.cache import ImageCache
 from pipeline.data.collate import Collate
 from pipeline.data.dataset import RecordDataset, View
 from pipeline.data.disk_cache import DiskCache
-from pipeline.data.formats.base import Problem
+from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source
 from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement, unlabelled
 from pipeline.data.loader import ResumableLoader, start_worker
@@ -28,6 +28,7 @@ from pipeline.data.mix import Mixing
 from pipeline.data.presets import Preset, check_preset, find_preset
 from pipeline.data.sampling import EvalBatches, TrainBatches
 from pipeline.data.shapes import read_shapes
+from pipeline.data.signals import SAMPLES, read_signals
 from pipeline.data.split import split_records
 from pipeline.data.unite import Source, count, renumber, unite
 from pipeline.errors import ConfigError, DataError
@@ -43,7 +44,7 @@ class VisionData(L.LightningDataModule):
         root: the data set's folder; without it, and without sources, the built-in shapes.
         format: `auto`, or readers joined by `+`, e.g. `coco+masks`.
         sources: several data sets for one network, mixed by weight.
-        size: input side in pixels, or (height, width); multiples of 32.
+        size: input side in pixels, or (height, width); the network says what fits (most: multiples of 32).
         train_size: side of the training views, cut out at random at the input's scale; None trains on whole inputs.
             Large inputs cost a fraction so (Touvron et al. 2019, https://arxiv.org/abs/1906.06423).
         batch_size: images a batch and process.
@@ -61,6 +62,7 @@ class VisionData(L.LightningDataModule):
             in proportion to sqrt(n), in every batch.
         split: fractions of train, val and test where the data set does not say itself.
         shapes: size of the built-in data: `images`, `size`, `seed`.
+        signals: the built-in signals of one dimension in the shapes' stead: `images`, `seed`; with size [1, 40].
         seed: decides split, order and augmentation.
     """
 
@@ -85,12 +87,15 @@ class VisionData(L.LightningDataModule):
         balance: str | None = None,
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         shapes: dict[str, int] | None = None,
+        signals: dict[str, int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.settings = _plain_settings(locals())
         self.size = _sides("size", size)
         self.train_size = self.size if train_size is None else _sides("train_size", train_size)
+        if self.train_size != self.size and any(side % 32 for side in self.train_size):
+            raise ConfigError(f"data.train_size must be multiples of 32, not {list(self.train_size)}")
         if self.train_size[0] > self.size[0] or self.train_size[1] > self.size[1]:
             raise ConfigError(f"data.train_size {list(self.train_size)} is larger than data.size {list(self.size)}")
         if root is not None and sources:
@@ -99,7 +104,11 @@ class VisionData(L.LightningDataModule):
             if not 0 < source.weight < float("inf"):
                 raise ConfigError(f"data.sources[{number}].weight must be a number above 0, not {source.weight}")
         self.sources = sources or ([Source(root, format)] if root is not None else [])
-        self.shapes, self.fractions = shapes, split
+        self.shapes, self.signals, self.fractions = shapes, signals, split
+        if signals is not None and self.size != (1, SAMPLES):
+            raise ConfigError(
+                f"data.signals have {SAMPLES} samples: give data.size [1, {SAMPLES}], not {list(self.size)}"
+            )
         self.batch_size, self.workers, self.cache_gb, self.seed = batch_size, workers, cache_gb, seed
         for name, chance in (("flip", flip or 0.0), ("mosaic", mosaic), ("mixup", mixup), ("cutmix", cutmix)):
             if not 0 <= chance <= 1:
@@ -146,7 +155,7 @@ class VisionData(L.LightningDataModule):
     def _read(self) -> dict[str, list[Record]]:
         if self._splits is not None:
             return self._splits
-        loaded = [read_source(Path(s.root), s.format) for s in self.sources] or [read_shapes(**(self.shapes or {}))]
+        loaded = [read_source(Path(s.root), s.format) for s in self.sources] or [self._built_in()]
         spaces, records = unite(loaded, [source.fields or {} for source in self.sources])
         self.formats = [source.format for source in loaded]
         self.problems = [problem for source in loaded for problem in source.problems]
@@ -165,6 +174,9 @@ class VisionData(L.LightningDataModule):
         self._spaces = {name: space.with_counts(count(name, space, splits["train"])) for name, space in spaces.items()}
         self._splits = splits
         return splits
+
+    def _built_in(self) -> SourceData:
+        return read_signals(**self.signals) if self.signals is not None else read_shapes(**(self.shapes or {}))
 
     def align(self, spaces: dict[str, LabelSpace]) -> None:
         """Numbers the classes as a trained network's heads do, for data that was read without it.
@@ -295,8 +307,8 @@ def _plain_settings(given: dict[str, Any]) -> dict[str, Any]:
 
 def _sides(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
     sides = (given, given) if isinstance(given, int) else (int(given[0]), int(given[1]))
-    if any(side % 32 or side < 32 for side in sides):
-        raise ConfigError(f"data.{name} must be multiples of 32, not {list(sides)}")
+    if any(side < 1 for side in sides):
+        raise ConfigError(f"data.{name} must be pixels, 1 or more, not {list(sides)}")
     return sides
 
 

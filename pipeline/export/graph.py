@@ -83,7 +83,7 @@ class AnswerGraph(nn.Module):
         self.network = network
         self.columns: dict[str, tuple[str, ...]] = {}
         with torch.no_grad():
-            shown = network.decode(network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)))
+            shown = network.decode(network(torch.zeros(1, 3, *(network.size or (64, 64)), dtype=torch.uint8)))
         for name, prediction in shown.items():
             kept = [
                 c
@@ -116,14 +116,15 @@ def build_graph(trained: Trained, mask_probabilities: bool = True) -> AnswerGrap
     """The graph of a trained module, less the heads that only help training.
 
     Raises:
-        ExportError: images of other than three channels, or no head that answers.
+        ExportError: images that are neither RGB nor grey, or no head that answers.
     """
     channels = int(trained.settings.get("in_channels", 3))
-    if channels != 3:
+    if channels not in {1, 3}:
         raise ExportError(f"the graph takes RGB images; this network was trained on {channels} channels")
     heads = {name: head for name, head in trained.network.named_heads().items() if head.space.kind != "image"}
     if not heads:
         raise ExportError(
             "this network only mends images, which is a start for training: give its checkpoint as model.weights"
         )
-    return AnswerGraph(VisionNetwork(trained.network.backbone, heads), mask_probabilities).eval()
+    whole = trained.network
+    return AnswerGraph(VisionNetwork(whole.backbone, heads, channels, whole.size), mask_probabilities).eval()

@@ -157,7 +157,7 @@ def data_of(trained: Trained, options: ExportOptions) -> VisionData:
         raise ExportError(f"checkpoint {options.checkpoint} does not say its data; name it by --data.root")
     settings = dict(trained.data or {"size": 320})
     if options.data.get("root"):
-        settings |= {"sources": None, "shapes": None}
+        settings |= {"sources": None, "shapes": None, "signals": None}
     data = VisionData.from_settings(settings, **options.data)
     if not data.records("val"):
         raise ExportError("the data has no val images to measure on; set data.split, or name other data by --data.root")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbones.build import STRIDES
+from pipeline.backbones.build import STRIDES, Backbone, require_strides
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
 from pipeline.necks import ConvNormAct, PathAggregation
@@ -76,6 +76,7 @@ class DetectionHead(Head):
     Args:
         space: the boxes' classes.
         channels: the backbone's channels at strides 2 to 32.
+        backbone: checked to have maps at those strides.
         strides: the pyramid's strides; add 4 for small objects.
         width: channels of pyramid and branches.
         bins: bins of each side's distance; boxes reach (bins - 1) strides from their point.
@@ -97,6 +98,7 @@ class DetectionHead(Head):
         self,
         space: LabelSpace,
         channels: tuple[int, ...],
+        backbone: Backbone | None = None,
         strides: list[int] | None = None,
         width: int = 96,
         bins: int = 16,
@@ -114,6 +116,8 @@ class DetectionHead(Head):
         picked = [STRIDES.index(stride) for stride in self.strides if stride in STRIDES]
         if len(picked) != len(self.strides) or picked != list(range(picked[0], picked[0] + len(picked))):
             raise ConfigError(f"strides {self.strides} must be consecutive ones of {list(STRIDES)}, fine to coarse")
+        if backbone is not None:
+            require_strides(backbone, tuple(self.strides), "the pyramid", "strides that it has, or kind: yolo-v1")
         self.picked, self.max_boxes = picked, max_boxes
         self.nms, self.nms_iou, self.topk = nms, nms_iou, topk
         self.one_gradient = one_gradient

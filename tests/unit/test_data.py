@@ -138,7 +138,7 @@ def test_each_source_trains_the_fields_it_is_labelled_for(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 100}, "multiples of 32"),
+        ({"size": 0}, "1 or more"),
         ({"mixup": 1.5}, "data.mixup is a probability"),
         ({"flip": -1}, "data.flip is a probability"),
         ({"augment": "strnog"}, "did you mean 'strong'"),

@@ -1,0 +1,1 @@
+"""Ways from feature maps to logits per pixel: one file per family."""

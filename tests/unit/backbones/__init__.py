@@ -1,0 +1,1 @@
+"""Networks of the lectures: their figures, and that each trains and exports."""
