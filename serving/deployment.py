@@ -139,7 +139,7 @@ class Deployment:
         try:
             return await self._engines.start()
         except ServeError:
-            if self._scratch is None:
+            if self._scratch is None or not any(self._scratch.path.glob("*.onnx")):  # none were shared
                 raise
             log.warning("an engine process broke down on shared weights; each holds its own")
             self._scratch.close()
