@@ -83,7 +83,7 @@ class RayRun:
         told: takes the number of images of each finished batch, and of its errors.
 
     Raises:
-        EngineError: ray is not installed.
+        EngineError: ray is not installed; from `run`, the cluster cannot be joined.
     """
 
     def __init__(
@@ -112,9 +112,16 @@ class RayRun:
         mine = not ray.is_initialized()
         if mine:
             here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
-            ray.init(
-                logging_level=logging.ERROR, log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else here)
-            )
+            cluster = os.environ.get("RAY_ADDRESS")
+            try:
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if cluster else here))
+            except Exception as error:
+                raise EngineError(
+                    f"--engine ray: {_first_line(error)}; see that the cluster at RAY_ADDRESS={cluster} runs and, where it"
+                    " asks for a token, that RAY_AUTH_MODE=token is set and ~/.ray/auth_token is the cluster's"
+                    if cluster
+                    else f"--engine ray: Ray does not start here: {_first_line(error)}"
+                ) from error
         try:
             self._stream(ray, waiting, workers)
         except ray.exceptions.RayError as error:
@@ -156,6 +163,10 @@ class RayRun:
 def _with_refusal(result: ImageResult, refused: dict[bytes, ImageError]) -> ImageResult:
     error = next((refused[raw(name)] for name in result.files if raw(name) in refused), None)
     return result if error is None else ImageResult(result.image, (), failure_of(raw(result.image), error))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _cause(error: Exception) -> TrifocalError:

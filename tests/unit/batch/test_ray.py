@@ -85,6 +85,21 @@ def test_an_actors_own_error_is_the_users():
     assert str(_cause(RuntimeError("long story\nthe end\n"))) == "--engine ray: the end"
 
 
+def test_a_cluster_that_cannot_be_joined_is_told_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "out" / ".batch").mkdir(parents=True)
+
+    def refused(**options):
+        assert "num_cpus" not in options  # a cluster has its own
+        raise ConnectionError("Failed to connect to Ray cluster at first:6379\nlong story")
+
+    monkeypatch.setenv("RAY_ADDRESS", "first:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refused)
+    told = r"--engine ray: Failed to connect to Ray cluster at first:6379; .*RAY_ADDRESS=first:6379 runs.*RAY_AUTH_MODE=token"
+    with pytest.raises(EngineError, match=told):
+        predict(fill(tmp_path / "in", 1), known_bundle(tmp_path / "known"), tmp_path / "out", engine="ray:onnxruntime")
+
+
 def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("serving.batch.ray_run.importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"ray is not installed: pip install 'trifocal\[ray\]'"):
