@@ -19,7 +19,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 """Lower-case file endings that are taken for images when a folder is listed."""
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 178_956_970
+"""Of a picture that is decoded whole; Pillow itself opens none with more."""
+
 MAX_BYTES = 512 * 2**20
 
 Pixels = NDArray[np.uint8]
@@ -58,7 +60,7 @@ def decode_bytes(
         except UnidentifiedImageError as error:
             raise ImageFormatError(f"{name}: not an image of an allowed format ({', '.join(FORMATS)})") from error
         except Image.DecompressionBombError as error:
-            raise ImageSizeError(f"{name}: {error}") from error
+            raise ImageSizeError(f"{name}: {str(error).partition(',')[0]}") from error
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise ImageError(f"{name}: cannot be decoded: {error}") from error
         except (TypeError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:

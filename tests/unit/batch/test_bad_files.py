@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -42,6 +43,7 @@ def test_every_kind_of_picture_is_answered_and_every_broken_one_listed(model, tm
         "progressive.jpg": encoded(image, "JPEG", progressive=True),
     }
     jpeg, png = encoded(image, "JPEG"), encoded(image, "PNG")
+    header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + png[24:29]
     bad = {
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "cut.png": png[: len(png) // 2],
@@ -49,7 +51,7 @@ def test_every_kind_of_picture_is_answered_and_every_broken_one_listed(model, tm
         "text.jpg": b"just text",
         "flipped.png": png[:60] + bytes([png[60] ^ 255]) + png[61:],
         "header.bmp": b"BM" + b"\xff" * 60,
-        "bomb.png": png[:16] + (100_000).to_bytes(4, "big") * 2 + png[24:],
+        "bomb.png": png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:],
         "vector.svg": b"<svg/>",
     }
     other = {"notes.txt": b"hello", ".DS_Store": b"\0\1", "archive.zip": b"PK\3\4"}
@@ -64,6 +66,7 @@ def test_every_kind_of_picture_is_answered_and_every_broken_one_listed(model, tm
     assert errors.keys() == {*bad, *other}
     assert summary["images"] == {"found": 20, "answered": 12, "failed": 8, "skipped": 3}
     assert errors["empty.png"]["reason"] == "the file is empty"
+    assert errors["bomb.png"]["reason"] == "Image size (10000000000 pixels) exceeds limit of 178956970 pixels"
     assert "Error" not in "".join(error["reason"] for error in errors.values() if not error.get("skipped"))
     assert errors["cut.jpg"]["kind"] == errors["cut.png"]["kind"] == "truncated or broken"
 
