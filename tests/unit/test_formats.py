@@ -50,7 +50,7 @@ WRITERS = {f.__name__[3:]: f for f in (as_coco, as_voc, as_yolo, as_masks, as_ta
 
 
 def test_every_format_is_written_by_these_tests():
-    assert set(WRITERS) == set(READERS)
+    assert set(WRITERS) == set(READERS) - {"images"}  # pictures without labels: test_denoising.py
 
 
 @pytest.mark.parametrize("name", WRITERS)
