@@ -62,6 +62,22 @@ def test_a_run_is_looked_into_and_keeps_the_page(command, tmp_path):
     assert json.loads(out)["gradcam"]["objects"]["layer"].startswith("backbone.body.stages.")
 
 
+def test_a_backbone_gets_a_run_of_its_own(command, tmp_path):
+    code, _, err = command(
+        "inspect", "--backbone", "light", "--size", "64", "--looks", "costs,filters", "--repeats", "0", "--track"
+    )
+    assert code == 0, err
+    client, (run,) = runs_of(tmp_path)
+    assert run.info.run_name == "inspect light"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["inspect/multiply_adds"] > 1e6
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "inspect")} == {
+        "inspect/index.html",
+        "inspect/inspect.json",
+        "inspect/filters.png",
+    }
+
+
 def test_the_help_and_the_looks_agree(command):
     assert LOOKS.keys() == TAKEN.keys()
     with pytest.raises(SystemExit) as leaving:

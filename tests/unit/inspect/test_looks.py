@@ -24,6 +24,7 @@ from pipeline.inspect.subject import Subject, find_images, named_backbone
 from pipeline.labels import LabelSpace
 from tasks.classification import ClassificationHead, ClassPrediction
 from tasks.detection.decode import BoxPrediction
+from tasks.multitask import DenoisingModule
 from tasks.network import VisionNetwork
 from tasks.segmentation import MaskPrediction
 
@@ -181,6 +182,19 @@ def test_every_look_that_can_be_taken_is_taken(subject, tmp_path):
     assert figures["fields"]["backbone.body.out"]["theory"] == [8, 8]
     assert figures["fields"]["backbone.body.out"]["nan_check"] == "agrees"
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png", ".json", ".html"}
+
+
+def test_a_head_that_only_mends_images_has_nothing_to_explain():
+    module = DenoisingModule("light").eval().requires_grad_(False)
+    spaces = {name: head.space for name, head in module.network.named_heads().items()}
+    look = Look(Subject("start", module.network, 3, SIZE, spaces), spots, Wish(count=2))
+    with pytest.raises(NotHereError, match="heads that answer"):
+        look_at_shifts(look)
+    with pytest.raises(NotHereError, match="needs heads"):
+        look_at_answers(look)
+    assert look_at_activations(look).figures.keys() == {
+        f"backbone.body.{name}" for name in module.network.backbone.stage_names
+    }
 
 
 def test_what_is_asked_for_by_name_and_cannot_be_had_is_an_error(subject):
