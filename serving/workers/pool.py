@@ -6,6 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import socket
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,12 +51,17 @@ class Worker:
 
 
 def start_nursery() -> None:
-    """Starts the process that workers are forked from; later calls find it running."""
+    """Starts the process that workers are forked from; later calls find it running. Raises ServeError."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOAD])
     from multiprocessing import forkserver
 
-    forkserver.ensure_running()
+    try:
+        forkserver.ensure_running()
+    except OSError as error:  # its socket's path has room for about 100 characters
+        raise ServeError(
+            f"no worker can start from {tempfile.gettempdir()}: {error}; set TMPDIR to a short path"
+        ) from error
 
 
 class WorkerPool:

@@ -7,6 +7,8 @@ import io
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -169,9 +171,6 @@ def test_processes_end_with_a_service_that_was_killed(bundle):
     ],
 )
 def test_mistakes_are_one_line(bundle, arguments, told, tmp_path):
-    import subprocess
-    import sys
-
     command = [str(Path(sys.executable).parent / "lightning"), "serve"]
     command += [str(bundle) if part == "BUNDLE" else part for part in arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
@@ -179,6 +178,18 @@ def test_mistakes_are_one_line(bundle, arguments, told, tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ")
     assert told in done.stderr
+
+
+def test_a_temporary_folder_that_no_socket_fits_into_is_one_line(bundle, tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    command = [str(Path(sys.executable).parent / "lightning"), "serve", str(bundle), "--port", "0"]
+    env = {**os.environ, "TMPDIR": str(deep), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no worker can start from")
+    assert done.stderr.count("\n") == 1
+    assert "TMPDIR" in done.stderr
 
 
 def nasty_files():
