@@ -97,7 +97,8 @@ def usual_masks(outputs: Outputs, index: int, frame: Letterbox, predictor: Predi
         best, mask = np.zeros(frame.source, np.float32), np.zeros(frame.source, np.uint8)
         for number, plane in enumerate(planes):
             full = cv2.resize(np.ascontiguousarray(plane), frame.source[::-1], interpolation=cv2.INTER_LINEAR)
-            mask[full > best] = number
-            np.maximum(best, full, out=best)
+            # As fast as OpenCV can: assigning by a mask would take twice as long.
+            cv2.max(mask, cv2.min(cv2.compare(full, best, cv2.CMP_GT), number), dst=mask)
+            cv2.max(best, full, dst=best)
         for number in np.flatnonzero(np.bincount(mask.ravel())):
             yield coco.encode(np.asfortranarray(mask == number))["counts"]
