@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ConfigError
 from pipeline.inspect.fields import Field, FieldMode
 
-WIDE = 2048
-"""Side of the image on which reach is measured: few fields are wider, and without numbers it costs nothing."""
+WIDE = 4096
+"""Side of the image on which reach is measured: no field told is wider than three quarters of it; without numbers it
+costs nothing.
+"""
 
 
 @dataclass(slots=True)
@@ -153,19 +155,20 @@ def _fields_of_wide(
 
 
 def _middle(found: Field, size: tuple[int, int]) -> tuple[tuple[int, int] | None, tuple[float, float]]:
-    """Receptive field and stride of the map's middle; no field where it fills the image."""
-    sides, steps = [], []
+    """Receptive field and stride of the map's middle; no field where it reaches an edge of the image."""
+    sides, steps, edge = [], [], False
     for reach, whole in zip((found.rows, found.columns), size, strict=True):
         count = len(reach)
-        part = slice(count // 3, max(count // 3 + 1, 2 * count // 3))
-        sides.append(int((reach.high[part] - reach.low[part]).max()) + 1)
-        middles = (reach.high[part] + reach.low[part]) / 2
-        # Behind an enlargement positions come in pairs, or in fours: a distance of whole 32 is of whole periods.
-        apart = (len(middles) - 1) // 32 * 32 or len(middles) - 1
-        told = apart > 0 and sides[-1] < whole
-        steps.append(float((middles[apart] - middles[0]) / apart) if told else whole / count)
-    full = any(side >= whole for side, whole in zip(sides, size, strict=True))
-    return (None if full else (sides[0], sides[1])), (round(steps[0], 3), round(steps[1], 3))
+        # Behind an enlargement positions come in pairs, or in fours: a distance of 32 is of whole periods.
+        half = min(16, count // 6)
+        part = slice(count // 2 - half, count // 2 + half + 1)
+        low, high = reach.low[part], reach.high[part]
+        outside = bool((low <= 0).any() or (high >= whole - 1).any())
+        edge = edge or outside
+        sides.append(int((high - low).max()) + 1)
+        centre = (low + high) / 2
+        steps.append(whole / count if outside or half == 0 else float(centre[-1] - centre[0]) / (2 * half))
+    return (None if edge else (sides[0], sides[1])), (round(steps[0], 3), round(steps[1], 3))
 
 
 Enter = Callable[[str, nn.Module, Any, Any], None]

@@ -93,7 +93,7 @@ def nan_reach(
     positions from shared sums, over which a NaN spreads.
     """
     paths = {id(module): path for path, module in network.named_modules()}
-    double = copy.deepcopy(network).double()
+    double = copy.deepcopy(network).double().eval()  # a traced network forgets its mode when copied
     same = {name: double.get_submodule(paths[id(module)]) for name, module in modules.items()}
     images = torch.zeros(1, *inputs, dtype=torch.float64)
     images[:, :, pixel[0], pixel[1]] = torch.nan

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from pipeline.backbones.build import build_backbone
 from pipeline.errors import ConfigError
@@ -26,9 +27,10 @@ def sequence(*layers):
 @pytest.mark.parametrize(
     ("name", "parameters", "billions", "last", "field"),
     [
-        # 11.69 and 138.36 million of the papers' networks less their fully connected layers
+        # 11.69, 138.36 and 7.98 million of the papers' networks less their fully connected layers
         ("resnet18", 11_689_512 - 513_000, 1.814, "layer4.1.conv2", 435),
         ("vgg16", 138_357_544 - 123_642_856, 15.347, "features.30", 212),
+        ("densenet121", 7_978_856 - 1_025_000, 2.834, "features.norm5", 2071),
     ],
 )
 def test_known_networks_match_their_papers(name, parameters, billions, last, field):
@@ -133,6 +135,13 @@ def test_a_nan_comes_out_where_the_theory_says(network, channels, pixel):
         # a strided 1 x 1 shortcut sees only every other position of its field's hull
         allowed = {"agrees", "within"} if "shortcut" in name else {"agrees"}
         assert compare(reached[name], theory_reach(field, pixel)) in allowed, name
+
+
+def test_a_traced_network_is_checked_in_evaluation_mode():
+    """A copy of one forgets its mode, and a batch norm in training would spread the NaN over everything."""
+    network = create_feature_extractor(sequence(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2)), ["1"]).eval()
+    reached = nan_reach(network, {"norm": network.get_submodule("1")}, (1, 16, 16), (8, 8))
+    assert reached["norm"].sum() == 9
 
 
 def test_the_check_can_fail():
