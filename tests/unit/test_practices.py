@@ -10,12 +10,12 @@ from pipeline.backbones.build import build_backbone
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.labels import LabelSpace
 from pipeline.records import Batch, ClassTarget
-from tasks.classification import ClassMetrics, ClassPrediction
+from tasks.classification import ClassificationHead, ClassMetrics, ClassPrediction
 from tasks.crops import ten_crop_labels, ten_crops
 from tasks.init import initialise
 from tasks.multitask import ClassificationModule
 from tasks.network import build_network
-from tasks.optim import build_optimizer, build_schedule, carry_over, warmup_steps
+from tasks.optim import build_optimizer, build_schedule, carry_over, warmup_steps, weight_penalty
 
 SPACE = LabelSpace("classes", ("a", "b", "c", "d", "e", "f", "g"))
 DEFAULTS = {"warmup": 0.0, "final_lr": 0.01, "milestones": None, "drop": 0.1, "patience": 2}
@@ -78,6 +78,29 @@ def test_momentum_is_plain_or_nesterovs_and_resumes_as_given_now():
     carry_over(checkpoint, {**old, "schedule": "step", "momentum": 0.8, "nesterov": False, "weight_decay": 0.1})
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, False, 0.1)
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 7
+
+
+def test_penalties_by_hand_leave_biases_and_frozen_weights_out():
+    network = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0, -3.0]]))
+        network[1].weight.fill_(5.0)
+        network[0].bias.fill_(100.0)
+    network[1].weight.requires_grad_(False)
+    assert float(weight_penalty(network, 0.1, 0.0).detach()) == pytest.approx(0.4)
+    assert float(weight_penalty(network, 0.1, 0.01).detach()) == pytest.approx(0.4 + 0.1)
+    assert weight_penalty(network, 0.0, 0.0) == 0
+
+
+def test_dropout_drops_while_training_only():
+    torch.manual_seed(0)
+    head = ClassificationHead(SPACE, (8,) * 5, dropout=0.5)
+    features = [torch.ones(1, 8, 2, 2)] * 5
+    with torch.no_grad():
+        head.train()
+        assert not torch.equal(head(features, (64, 64)), head(features, (64, 64)))
+        head.eval()
+        assert torch.equal(head(features, (64, 64)), head(features, (64, 64)))
 
 
 @pytest.mark.parametrize(("how", "variance"), [("he", 2 / (64 * 9)), ("xavier", 2 / (64 * 9 + 128 * 9))])
