@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if given.ckpt is not None:
         subject = from_checkpoint(given.ckpt, given.size)
     else:
-        subject = named_backbone(given.backbone, given.channels, given.size, given.weights)
+        subject = named_backbone(given.backbone, given.channels, given.size, given.weights, given.classes)
     wish = Wish(tuple(_words(given.layers)), given.count, given.repeats)
     sections = take_looks(looks, subject, lambda: find_images(subject, given.images, given.max_images), wish, _say)
     figures = {name: section.figures for name, section in sections.items()}
@@ -65,6 +65,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--weights", help="with --backbone: a local file, or the hub's name of a weight set (imagenet)")
     parser.add_argument("--channels", type=int, default=3, help="with --backbone: channels of the image")
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=1000,
+        help="with --backbone: of its published classifier, if it has one; 0 = without",
+    )
     parser.add_argument("--size", type=_size, metavar="N|HxW", help="input size; the checkpoint's, or 224")
     parser.add_argument(
         "--images", type=Path, metavar="FILE|DIR", help="what it is shown; else the checkpoint's validation images"
@@ -82,7 +88,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = parser.parse(argv)
     if (given.ckpt is None) == (given.backbone is None):
         raise ConfigError("lightning inspect: give either --ckpt PATH or --backbone NAME")
-    for name, least in (("channels", 1), ("max_images", 1), ("count", 1), ("repeats", 0)):
+    for name, least in (("channels", 1), ("max_images", 1), ("classes", 0), ("count", 1), ("repeats", 0)):
         if getattr(given, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(given, name)}")
     return given

@@ -157,7 +157,7 @@ def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]
         return name, subject.layer(name)
     modules = {name: subject.layer(name) for name in subject.stages()}
     one = batch[:1].float().requires_grad_()
-    with torch.enable_grad(), captured(modules) as held:
+    with torch.enable_grad(), captured(modules, copies=False) as held:
         score = Explained(subject.network, head)(one).sum()
         usable = [name for name, maps in held.items() if maps.ndim == 4 and maps.requires_grad]
         used = torch.autograd.grad(score, [held[name] for name in usable], allow_unused=True)

@@ -234,14 +234,17 @@ def hooked(modules: dict[str, nn.Module], enter: Enter) -> Iterator[None]:
 
 
 @contextmanager
-def captured(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The first output tensor of each of the modules, kept as they are passed while the block runs."""
+def captured(modules: dict[str, nn.Module], copies: bool = True) -> Iterator[dict[str, Tensor]]:
+    """The first output tensor of each of the modules, kept as they are passed while the block runs.
+
+    Copies, since a ReLU behind may work in place; without `copies` the tensors that the network goes on with.
+    """
     held: dict[str, Tensor] = {}
 
     def enter(name: str, module: nn.Module, given: Any, out: Any) -> None:  # noqa: ARG001  # as `hooked` calls it
         tensor = next(_flat(out), None)
         if tensor is not None:
-            held[name] = tensor
+            held[name] = tensor.clone() if copies else tensor
 
     with hooked(modules, enter):
         yield held

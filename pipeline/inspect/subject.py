@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.backbones.build import build_backbone
+from pipeline.backbones.build import Backbone, build_backbone
 from pipeline.data.formats.files import images_under
 from pipeline.data.module import VisionData
 from pipeline.errors import ConfigError, DataError, nearest
@@ -39,6 +39,7 @@ class Subject:
         spaces: by head.
         data: settings of the data it was trained on, else None.
         run: the MLflow run that trained it, else None.
+        classifier: the published one behind a named backbone, else None.
     """
 
     name: str
@@ -48,22 +49,27 @@ class Subject:
     spaces: dict[str, LabelSpace]
     data: dict[str, Any] | None = None
     run: str | None = None
+    classifier: nn.Module | None = None
 
     @property
     def module(self) -> nn.Module:
-        """What is listed: the whole network, or the backbone where there are no heads."""
-        backbone: nn.Module = self.network.backbone
-        return self.network if self.spaces else backbone
+        """What is listed: the whole network; where there are no heads, the backbone and its published classifier."""
+        backbone: Backbone = self.network.backbone
+        if self.spaces:
+            return self.network
+        return backbone if self.classifier is None else Classified(backbone, self.classifier)
 
     @property
     def prefix(self) -> str:
         """What of the layers' paths says nothing, where there are no heads."""
-        return "" if self.spaces else "body."
+        if self.spaces:
+            return ""
+        return "body." if self.classifier is None else "backbone.body."
 
     def layer(self, name: str) -> nn.Module:
         """A layer or block by its path as the layer table tells it; raises ConfigError with the nearest path."""
         known: dict[str, nn.Module] = dict(self.module.named_modules())
-        found = known.get(self.prefix + name)
+        found = known.get(self.prefix + name) or known.get(name)
         if found is None or not name:
             paths = [path.removeprefix(self.prefix) for path in known if path]
             raise ConfigError(f"--layers: {self.name} has no layer {name!r}{nearest(name, paths)}")
@@ -87,17 +93,54 @@ class Subject:
         return batch if self.spaces else self.network.normalise(batch)
 
 
-def named_backbone(name: str, channels: int, size: tuple[int, int] | None, weights: str | None = None) -> Subject:
-    """A backbone by its name, with random weights unless some are named; 224 pixels unless a size is given.
+class Classified(nn.Module):
+    """A backbone and the classifier it was published with."""
+
+    def __init__(self, backbone: Backbone, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised (B, C, H, W) to logits (B, classes)."""
+        logits: Tensor = self.classifier(self.backbone(images)[self.backbone.coarsest])
+        return logits
+
+
+def named_backbone(
+    name: str, channels: int, size: tuple[int, int] | None, weights: str | None = None, classes: int = 0
+) -> Subject:
+    """A backbone by its name, with random weights unless some are named.
+
+    Args:
+        name: as `build_backbone` takes it.
+        channels: of the image.
+        size: (height, width); None takes the published one, else 224 pixels, or the least that fits.
+        weights: as `build_backbone`.
+        classes: of its published classifier, where it has one; 0 leaves it out.
 
     Raises:
         ConfigError, CheckpointError: as `build_backbone`.
     """
     with torch.random.fork_rng():  # the same filters every time
         torch.manual_seed(0)
-        network = VisionNetwork(build_backbone(name, channels, weights), {}, channels)
-    network.eval().requires_grad_(False)
-    return Subject(name, network, channels, size or (224, 224), {})
+        backbone = build_backbone(name, channels, weights, size=size)
+        published = backbone.traits.published
+        classifier = published.build(classes).requires_grad_(False) if published is not None and classes else None
+    network = VisionNetwork(backbone, {}, channels).eval().requires_grad_(False)
+    return Subject(name, network, channels, size or _own_size(backbone), {}, classifier=classifier)
+
+
+def _own_size(backbone: Backbone) -> tuple[int, int]:
+    traits = backbone.traits
+    if traits.published is not None:
+        return traits.published.smallest
+    try:
+        backbone.require_size((224, 224))
+    except ConfigError:
+        height, width = (-(-side // traits.multiple) * traits.multiple for side in traits.smallest)
+        return height, width
+    return 224, 224
 
 
 def from_checkpoint(reference: str, size: tuple[int, int] | None) -> Subject:

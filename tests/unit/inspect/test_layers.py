@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.inspect.costs import costs_figures, measure_times
 from pipeline.inspect.layers import fields_of, list_layers
 from pipeline.inspect.receptive import compare, effective_side, gradient_map, nan_reach, theory_reach
+from pipeline.inspect.subject import named_backbone
 
 
 def by_name(listing):
@@ -40,6 +41,27 @@ def test_known_networks_match_their_papers(name, parameters, billions, last, fie
     assert by_name(listing)[last].receptive_field == (field, field)
     assert by_name(listing)[last].stride == (32, 32)
     assert sum(layer.parameters for layer in listing.layers) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "classes", "size", "parameters", "millions"),
+    [
+        ("lenet5", 1, 10, (32, 32), 61_706, 0.416520),
+        ("alexnet", 3, 1000, (227, 227), 60_965_224, 724.406816),
+    ],
+)
+def test_a_network_is_listed_with_the_classifier_it_was_published_with(
+    name, channels, classes, size, parameters, millions
+):
+    subject = named_backbone(name, channels, None, classes=classes)
+    assert subject.size == size
+    listing = list_layers(subject.module, channels, size, subject.prefix)
+    assert listing.parameters == parameters
+    assert listing.multiply_adds == pytest.approx(millions * 1e6)
+    assert subject.layer("first") is subject.network.backbone.body.get_submodule("first")
+    assert listing.layers[-1].name.startswith("classifier.")
+    bare = named_backbone(name, channels, None, classes=0)
+    assert list_layers(bare.module, channels, size).parameters < parameters
 
 
 def test_costs_by_hand():

@@ -15,6 +15,7 @@ from pipeline.imaging.draw import write_png
 from pipeline.inspect.activations import look_at_activations
 from pipeline.inspect.filters import filter_tiles, first_convolution, look_at_filters
 from pipeline.inspect.gradcam import cam_maps, explain, look_at_answers
+from pipeline.inspect.layers import captured
 from pipeline.inspect.look import Look, NotHereError, Wish
 from pipeline.inspect.page import Picture, Section, Table, to_json, write_page
 from pipeline.inspect.patches import look_at_patches
@@ -93,6 +94,16 @@ def test_activations_tell_dead_channels_and_the_liveliest(look):
     section = look_at_activations(look)
     assert section.figures["backbone.body.out"]["channels"] == 2
     assert len(section.pictures) == 1
+
+
+def test_what_is_kept_of_a_layer_is_what_it_gave_not_what_became_of_it():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True))
+    with torch.no_grad():
+        network[0].weight.fill_(-1)
+        network[0].bias.zero_()
+        with captured({"conv": network[0]}) as held:
+            network(torch.ones(1, 1, 2, 2))
+    assert (held["conv"] == -1).all()
 
 
 def test_patches_are_where_the_channel_answers_most(look):
