@@ -133,6 +133,8 @@ def test_heads_are_chosen_beside_the_datas_fields():
 def test_bad_options_are_told(options, told):
     with pytest.raises(ConfigError, match=told):
         build_network("light", 3, None, {"denoising": options}, {})
+    with pytest.raises(ConfigError, match=r"denoising needs maps at strides .*backbone 'alexnet'"):
+        build_network("alexnet", 3, None, {"denoising": {}}, {})
     head = DenoisingHead(IMAGE_SPACE, (8, 8, 8, 8, 8))
     with pytest.raises(ConfigError, match="the images have 4"):
         head.spoil(torch.zeros(1, 4, 32, 32), ["a"], training=True)
