@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
 from pipeline.imaging.draw import sheet, write_text
 from pipeline.inspect.colours import enlarged, overlay
 from pipeline.inspect.layers import captured
@@ -115,10 +114,11 @@ def look_at_answers(look: Look) -> Section:
     names = [name for name, _ in look.images[:count]]
     images = [pixels for _, pixels in look.images[:count]]
     batch = subject.batch(images)
-    layers = {head: _target_layer(look, head, batch) for head in heads}
+    layers = {head: found for head in heads if (found := _target_layer(look, head, batch)) is not None}
+    if not layers:
+        raise NotHereError(f"needs a stage that reaches {', '.join(heads)} by a gradient: name one by --layers")
     columns, figures = [], {}
-    for head in heads:
-        path, layer = layers[head]
+    for head, (path, layer) in layers.items():
         maps, told = cam_maps(subject.network, head, layer, batch)
         columns.append(
             [_tile(image, values, f"{head}: {what}") for image, values, what in zip(images, maps, told, strict=True)]
@@ -137,7 +137,7 @@ def look_at_answers(look: Look) -> Section:
     return Section(
         "Grad-CAM",
         lead,
-        [Picture("gradcam", sheet(rows, len(heads) + 1), "Images, and each head's map")],
+        [Picture("gradcam", sheet(rows, len(layers) + 1), "Images, and each head's map")],
         figures=figures,
     )
 
@@ -146,10 +146,10 @@ def _explained(head: Any) -> bool:
     return head.space.kind in {"classes", "multilabel", "boxes", "mask"}
 
 
-def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]:
+def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module] | None:
     """The last layer asked for; else the coarsest stage that gives maps and that the head's answer depends on.
 
-    Masks take the coarsest of at most MASK_STRIDE.
+    Masks take the coarsest of at most MASK_STRIDE. None where the answer has no gradient.
     """
     subject = look.subject
     if look.wish.layers:
@@ -160,12 +160,14 @@ def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]
     with torch.enable_grad(), captured(modules, copies=False) as held:
         score = Explained(subject.network, head)(one).sum()
         usable = [name for name, maps in held.items() if maps.ndim == 4 and maps.requires_grad]
+        if not usable or not score.requires_grad:
+            return None
         used = torch.autograd.grad(score, [held[name] for name in usable], allow_unused=True)
     found = [name for name, gradient in zip(usable, used, strict=True) if gradient is not None and bool(gradient.any())]
     if subject.spaces[head].kind == "mask":  # its fine skips leave little to the coarsest stage
         found = [name for name in found if held[name].shape[-1] * MASK_STRIDE >= subject.size[1]] or found
     if not found:
-        raise ConfigError(f"Grad-CAM: no stage of {subject.name} reaches head {head!r}; name one by --layers")
+        return None
     return found[-1], modules[found[-1]]
 
 

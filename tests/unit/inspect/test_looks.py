@@ -133,6 +133,12 @@ def test_grad_cam_points_at_the_cause(look):
     assert set(section.figures["colour"]["explained"]) == {"first", "second"}
 
 
+def test_a_head_whose_answer_has_no_gradient_is_left_out(look, monkeypatch):
+    monkeypatch.setattr("pipeline.inspect.gradcam.explain", lambda raw, prediction, space: (raw.detach()[:, 0], ["x"]))
+    with pytest.raises(NotHereError, match="a stage that reaches colour"):
+        look_at_answers(look)
+
+
 def test_what_grad_cam_explains_of_each_kind_of_head():
     classes = LabelSpace("mask", ("ground", "tree", "house"))
     p = torch.zeros(1, 3, 4, 4)
