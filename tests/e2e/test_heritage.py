@@ -18,13 +18,13 @@ def fit(command, name, *more):
     ("name", "more"),
     [
         ("conv1d", ("--data.signals={images: 200}",)),
-        ("faster-rcnn-small", ("--data.shapes={images: 30, size: 64}", "--data.size=64", "--data.batch_size=4")),
+        ("unet-padded", ("--data.shapes={images: 30, size: 64}", "--data.size=64", "--data.batch_size=4")),
     ],
 )
 def test_a_config_trains_and_exports(command, tmp_path, name, more):
     code, _, error = fit(command, name, *more)
     assert code == 0, error
-    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    (checkpoint,) = tmp_path.glob("outputs/runs/*/best.ckpt")
     code, out, error = command("export", "--ckpt", str(checkpoint), "--out", "bundle", "--no-torchscript")
     assert code == 0, error
     assert "onnxruntime:fp32  passed" in out
