@@ -175,7 +175,6 @@ def test_a_network_for_labels_only_refuses_boxes_and_masks():
     from tasks.network import build_network
     from tests.unit.test_heads import SPACES
 
-    with pytest.raises(
-        ConfigError, match=r"head 'objects' \(detection\) needs maps on the grid.*'lenet5'.*take 'vgg-d'"
-    ):
+    told = r"head 'objects' \(detection\): the pyramid needs maps .*'lenet5' has maps for image labels only: take .*'vgg-d'"
+    with pytest.raises(ConfigError, match=told):
         build_network("lenet5", 3, None, {"objects": {}}, SPACES)
