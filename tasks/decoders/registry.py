@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ OWN = tuple(f"tasks.decoders.{module}" for module in ("fcn", "unet", "unpooling"
 _DECODERS: dict[str, type[Decoder]] = {}
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """Logits of every pixel from a backbone's maps; built as `Decoder(backbone, classes, size, **options)`.
 
     Attributes:
@@ -30,11 +31,11 @@ class Decoder(nn.Module):
 
     valid = False
 
+    @abstractmethod
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Logits (B, classes, h, w) of any resolution over the whole input of `size`: the last is the answer, earlier
         ones are trained beside it.
         """
-        raise NotImplementedError
 
 
 def register_decoder(name: str) -> Callable[[type[Decoder]], type[Decoder]]:

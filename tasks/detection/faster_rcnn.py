@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
 from pipeline.records import BoxTarget
 from tasks.decoders.registry import pooled_maps
+from tasks.detection.base import BoxHead
 from tasks.detection.decode import BoxPrediction, suppress, top_boxes
-from tasks.detection.metrics import BoxMetrics
-from tasks.head import Head, Losses, register
+from tasks.head import Losses, register
 
 
 class RawRegions(NamedTuple):
@@ -30,7 +30,7 @@ class RawRegions(NamedTuple):
 
 
 @register("faster-rcnn")
-class FasterRcnnHead(Head):
+class FasterRcnnHead(BoxHead):
     """Faster R-CNN (Ren et al. 2015, https://arxiv.org/abs/1506.01497) on one map, as first published on VGG-16.
 
     Training runs torchvision's own sampling, losses and region heads. The answer keeps a fixed number of proposals and
@@ -47,9 +47,6 @@ class FasterRcnnHead(Head):
         max_boxes: boxes per image in the answer (K).
         nms_iou: IoU above which a box of the same class is suppressed.
     """
-
-    kind = "boxes"
-    main_metric = "AP"
 
     def __init__(
         self,
@@ -168,10 +165,6 @@ class FasterRcnnHead(Head):
     @staticmethod
     def _for_each(anchors: Tensor, batch: int) -> Tensor:
         return anchors[None].expand(batch, -1, -1).reshape(-1, 4)
-
-    def metrics(self) -> BoxMetrics:
-        """COCO's AP and its kin."""
-        return BoxMetrics(self.space)
 
 
 def clipped(boxes: Tensor, size: Tensor) -> Tensor:

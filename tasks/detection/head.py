@@ -15,6 +15,7 @@ from pipeline.labels import LabelSpace
 from pipeline.necks import ConvNormAct, PathAggregation
 from pipeline.records import BoxTarget
 from tasks.detection.assignment import assign
+from tasks.detection.base import BoxHead
 from tasks.detection.decode import (
     BoxPrediction,
     anchor_points,
@@ -25,8 +26,7 @@ from tasks.detection.decode import (
     top_boxes,
 )
 from tasks.detection.loss import complete_iou, distribution_focal_loss
-from tasks.detection.metrics import BoxMetrics
-from tasks.head import Head, Losses, register
+from tasks.head import Losses, register
 
 
 class BranchOutput(NamedTuple):
@@ -70,7 +70,7 @@ class Branch(nn.Module):
 
 
 @register("detection")
-class DetectionHead(Head):
+class DetectionHead(BoxHead):
     """YOLO-style boxes without NMS: dual assignment as in YOLOv10 (Wang et al. 2024, https://arxiv.org/abs/2405.14458).
 
     Args:
@@ -90,9 +90,6 @@ class DetectionHead(Head):
         one_gradient: share of the one-to-one branch's gradient that reaches the features, 0 to 1. YOLOv10 takes 0; in
             short training the branch then tells doubles apart less well.
     """
-
-    kind = "boxes"
-    main_metric = "AP"
 
     def __init__(
         self,
@@ -190,10 +187,6 @@ class DetectionHead(Head):
             return top_boxes(boxes, branch.logits.sigmoid(), self.max_boxes)
         wide = suppress(top_boxes(boxes, branch.logits.sigmoid(), 3 * self.max_boxes), self.nms_iou)
         return BoxPrediction(*(column[:, : self.max_boxes] for column in wide))
-
-    def metrics(self) -> BoxMetrics:
-        """COCO's AP and its kin."""
-        return BoxMetrics(self.space)
 
 
 def _scale_gradient(value: Tensor, factor: float) -> Tensor:

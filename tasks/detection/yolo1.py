@@ -14,9 +14,9 @@ from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
 from pipeline.records import BoxTarget
 from tasks.detection.assignment import best_of_groups, pair_iou
+from tasks.detection.base import BoxHead
 from tasks.detection.decode import BoxPrediction, suppress, top_boxes
-from tasks.detection.metrics import BoxMetrics
-from tasks.head import Head, Losses, register
+from tasks.head import Losses, register
 
 
 class RawGrid(NamedTuple):
@@ -29,7 +29,7 @@ class RawGrid(NamedTuple):
 
 
 @register("yolo-v1")
-class YoloV1Head(Head):
+class YoloV1Head(BoxHead):
     """YOLO v1 (Redmon et al. 2016, https://arxiv.org/abs/1506.02640): four convolutions, two fully connected layers.
 
     At 448 pixels and stride 64 the grid has 7 x 7 cells. The answer passes non-maximum suppression inside the graph.
@@ -49,9 +49,6 @@ class YoloV1Head(Head):
         coordinate_weight: of the boxes' places and sizes in the loss, 5 as published.
         empty_weight: of the confidence of boxes that answer for nothing, 0.5 as published.
     """
-
-    kind = "boxes"
-    main_metric = "AP"
 
     def __init__(
         self,
@@ -156,7 +153,3 @@ class YoloV1Head(Head):
         scores = (raw.boxes[..., 4:5] * raw.classes[:, :, :, None, :]).clamp(0, 1)
         boxes = self.pixels(raw.boxes).reshape(batch, -1, 4)
         return suppress(top_boxes(boxes, scores.reshape(batch, boxes.shape[1], -1), self.max_boxes), self.nms_iou)
-
-    def metrics(self) -> BoxMetrics:
-        """COCO's AP and its kin."""
-        return BoxMetrics(self.space)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import s3fs
+from moto import server
 
 from pipeline.errors import ConfigError, DataError
 from tests.unit.batch.helpers import content, fill, listed, picture, predict
 from tests.unit.bundles import known_bundle
-
-server = pytest.importorskip("moto.server")
-s3fs = pytest.importorskip("s3fs")
 
 NAMES = ("a.png", "deep/b c.png", "deep/ünï+☃.png", "deep/er/50%.png", "deep/er/k#?.png")
 
