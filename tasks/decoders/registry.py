@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, nearest
 DEFAULT = "smp-unet"
 """smp's U-Net decoder, which the head builds itself."""
 
-OWN = tuple(f"tasks.decoders.{module}" for module in ("fcn", "unet", "unpooling", "hourglass"))
+OWN = tuple(f"tasks.decoders.{module}" for module in ("fcn", "fpn", "unet", "unpooling", "hourglass"))
 """Modules of decoders; each registers its names."""
 
 _DECODERS: dict[str, type[Decoder]] = {}

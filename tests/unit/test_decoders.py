@@ -110,6 +110,21 @@ def test_segnet_mirrors_13_layers_and_deconvnet_has_252_million_parameters():
     assert parameters(counted("vgg-d", "deconvnet", backbone_options=options)) / 1e6 == pytest.approx(252, abs=1)
 
 
+@pytest.mark.parametrize(("stride", "fine"), [(4, 1), (4, 2), (4, 4), (8, 2), (2, 2)])
+def test_a_pyramid_tells_the_pixels_of_a_cell_apart(stride, fine):
+    """Each cell of the last map answers for its own pixels: where one cell changes, only those logits do."""
+    network = with_decoder("resnet18", "fpn", 3, (64, 96), width=32, stride=stride, fine=fine).eval()
+    decoder = network.heads["s"].decoder
+    with torch.no_grad():
+        assert decoder(network.backbone(torch.rand(2, 3, 64, 96)), (64, 96))[0].shape == (2, 3, 64 // fine, 96 // fine)
+        cells = torch.zeros(1, 32, 64 // stride, 96 // stride)
+        cells[0, :, 2, 5] = 1
+        answer = decoder.apart(decoder.score(cells)) - decoder.score.bias.reshape(3, -1)[:, :1, None].expand(3, 1, 1)
+    side = stride // fine
+    assert answer[0].abs().sum(0).nonzero().amin(0).tolist() == [2 * side, 5 * side]
+    assert answer[0].abs().sum(0).nonzero().amax(0).tolist() == [3 * side - 1, 6 * side - 1]
+
+
 def test_unpooling_puts_maxima_back_where_torch_does():
     x = torch.randn(2, 3, 8, 12)
     pooled, places = F.max_pool2d(x, 2, return_indices=True)
@@ -142,6 +157,8 @@ SMALL = {"width": 0.125}
     [
         ("vgg-a", SMALL, "fcn", {"hidden": 32}, 64),
         ("resnet18", {"output_stride": 8}, "fcn", {"upsampling": "bilinear"}, 64),
+        ("light", {}, "fpn", {"width": 32}, 64),
+        ("resnet18", {"output_stride": 8}, "fpn", {"width": 32, "stride": 8, "fine": 8}, 64),
         ("unet", {**SMALL, "depth": 2, "dropout": 0.0}, "unet", {}, 60),
         ("unet", {**SMALL, "padding": "same", "batch_norm": True}, "unet", {"upsampling": "bilinear", "batch_norm": True}, 64),
         ("convnet", {"blocks": 3}, "unet", {"upsampling": "unpooling", "skips": False}, 64),
@@ -177,10 +194,12 @@ def test_unets_ways_up_keep_the_size(upsampling, skips):
         (("resnet18", "hourglass", 3, (96, 64)), {}, r"multiples of 64; the nearest that fits is \[128, 64\]"),
         (("convnet", "hourglass", 3, (64, 64), 3, {"blocks": 1}), {}, r"needs a map at stride 4; backbone 'convnet' has them at \[2\]"),
         (("vgg-d", "segnet"), {"layers": [1]}, r"takes 5 counts"),
-        (("vgg-d", "fnc"), {}, r"unknown decoder 'fnc'; did you mean 'fcn'"),
+        (("vgg-d", "segnt"), {}, r"unknown decoder 'segnt'; did you mean 'segnet'"),
         (("vgg-d", "fcn"), {"strde": 8}, r"decoder 'fcn': unknown option 'strde'; did you mean 'stride'"),
         (("vgg-d", "fcn"), {"hidden": "many"}, r"decoder 'fcn' cannot be built with \{'hidden': 'many'\}"),
         (("vgg-d", "fcn"), {"stride": 4}, r"takes stride 8, 16 or 32"),
+        (("resnet18", "fpn"), {"stride": 4, "fine": 3}, r"takes stride 2, 4 or 8 and a fine that divides it, not stride 4 and fine 3"),
+        (("convnet", "fpn", 3, (64, 64), 3, {"blocks": 1}), {}, r"'fpn' with stride 4 needs a map there; backbone 'convnet' has maps at 2"),
         (("lenet5", "smp-unet", 3, (32, 32)), {}, r"backbone 'lenet5' has maps for image labels only"),
         (("vgg-d", "smp-unet"), {"stride": 8}, r"'smp-unet' has no decoder_options"),
     ],
