@@ -118,7 +118,7 @@ class SegmentationHead(Head):
 
     def decode(self, raw: RawMask) -> MaskPrediction:
         """Class per pixel, and probabilities."""
-        return MaskPrediction(raw.logits.argmax(1).to(torch.uint8), raw.logits.float().softmax(1))
+        return MaskPrediction(raw.logits.argmax(1).to(torch.uint8), pixel_softmax(raw.logits.float()))
 
     def metrics(self) -> MaskMetrics:
         """Macro mIoU, per class IoU and Dice, pixel accuracy."""
@@ -130,6 +130,15 @@ def at_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def pixel_softmax(logits: Tensor) -> Tensor:
+    """Probabilities of logits (B, C, H, W) over the classes, as `softmax(1)` gives them.
+
+    Spelled out since ONNX Runtime moves the channels last for its own softmax: a fifth of a light network's time.
+    """
+    raised = torch.exp(logits - logits.amax(1, keepdim=True))
+    return raised / raised.sum(1, keepdim=True)
 
 
 def smp_unet(

@@ -34,7 +34,8 @@ def anchor_points(shapes: list[tuple[int, int]], strides: list[int], device: tor
 def expected_distances(logits: Tensor) -> Tensor:
     """Mean of the distribution over bins: logits (..., 4, R) to distances (..., 4) in strides."""
     bins = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
-    return logits.float().softmax(-1) @ bins
+    # Not `@ bins`: a product with a vector takes ONNX Runtime five times as long.
+    return (logits.float().softmax(-1) * bins).sum(-1)
 
 
 def distances_to_boxes(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:

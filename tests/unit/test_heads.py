@@ -11,6 +11,7 @@ from pipeline.labels import LabelSpace
 from pipeline.records import Batch, BoxTarget, ClassTarget, MaskTarget
 from tasks.head import labelled
 from tasks.network import build_network, select_heads
+from tasks.segmentation import pixel_softmax
 
 SPACES = {
     "scene": LabelSpace("classes", ("a", "b", "c")),
@@ -103,3 +104,9 @@ def test_unknown_names_are_told_with_the_nearest():
         build_network("resnet81", 3, None, {"objects": {}}, SPACES)
     with pytest.raises(ConfigError, match="objects"):
         build_network("resnet18", 3, None, {"objects": {"width": "wide"}}, SPACES)
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_softmax_of_pixels_is_torchs(scale):
+    logits = scale * torch.randn(2, 5, 8, 6)
+    torch.testing.assert_close(pixel_softmax(logits), logits.softmax(1))
