@@ -213,10 +213,16 @@ class ClassMetrics:
         return out | {f"recall/{name}": float(recall[i]) for i, name in enumerate(names) if support[i] > 0}
 
     def curves(self) -> dict[str, Any]:
-        """`confusion`: rows are the truth; `reliability`: 15 bins of (confidence, accuracy, images)."""
+        """`confusion`: rows are the truth; `reliability`: 15 bins of (confidence, accuracy, images).
+
+        For multi-label `precision_recall`: precision over 101 recalls of each class that occurs.
+        """
         p, scores = self.rows.all()
-        if self.space.kind == "multilabel" or len(p) == 0:
+        if len(p) == 0:
             return {}
+        if self.space.kind == "multilabel":
+            named = {n: (p[:, i], scores[:, i] > 0.5) for i, n in enumerate(self.space.names)}
+            return {"precision_recall": {n: precision_over_recall(*rows) for n, rows in named.items() if rows[1].any()}}
         wanted = scores.argmax(1)
         confidence, guess = p.max(1)
         bins = (confidence * 15).long().clamp(max=14)
@@ -231,6 +237,15 @@ class ClassMetrics:
         ]
         matrix = confusion(guess, wanted, len(self.space.names))
         return {"confusion": matrix.long().tolist(), "classes": list(self.space.names), "reliability": reliability}
+
+
+def precision_over_recall(scores: Tensor, wanted: Tensor) -> list[float]:
+    """The best precision at recalls of at least 0, 0.01, …, 1: scores float (N,), wanted bool (N,) with one true or more."""
+    hits = wanted[scores.argsort(descending=True, stable=True)].double().cumsum(0)
+    precision = hits / torch.arange(1, len(hits) + 1)
+    best = precision.flip(0).cummax(0).values.flip(0)
+    at = torch.searchsorted(hits / hits[-1], torch.linspace(0, 1, 101, dtype=torch.float64) - 1e-9)
+    return [float(value) for value in best[at]]
 
 
 def confusion(guess: Tensor, wanted: Tensor, classes: int) -> Tensor:

@@ -85,7 +85,7 @@ def _reliability(axes: Any, curves: Mapping[str, Any]) -> None:
 
 
 def _precision_recall(axes: Any, curves: Mapping[str, Any]) -> None:
-    """Precision over recall at IoU 0.5, a line a class."""
+    """Precision over recall (of boxes at IoU 0.5), a line a class."""
     for name, precision in curves["precision_recall"].items():
         recall = [i / max(1, len(precision) - 1) for i in range(len(precision))]
         axes.plot(recall, [max(0.0, p) for p in precision], label=name)

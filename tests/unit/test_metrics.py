@@ -11,16 +11,24 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.ops import complete_box_iou_loss
+from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
 
+import tasks.multitask  # noqa: F401  # registers the heads
 from pipeline.average_precision import ImageBoxes, coco_evaluation, coco_rows
 from pipeline.labels import LabelSpace
 from pipeline.records import BoxTarget, ClassTarget, MaskTarget
-from tasks.classification import ClassMetrics, ClassPrediction, soft_cross_entropy
+from tasks.classification import (
+    ClassMetrics,
+    ClassPrediction,
+    multilabel_loss,
+    precision_over_recall,
+    soft_cross_entropy,
+)
 from tasks.detection.decode import BoxPrediction
 from tasks.detection.loss import complete_iou
 from tasks.detection.metrics import BoxMetrics
-from tasks.segmentation import MaskMetrics, MaskPrediction, dice_loss, pixel_loss
+from tasks.network import build_network
+from tasks.segmentation import MaskMetrics, MaskPrediction, RawMask, dice_loss, pixel_loss
 
 
 def random_images(seed: int) -> list[ImageBoxes]:
@@ -121,6 +129,69 @@ def test_class_metrics_by_hand():
     assert values["accuracy"] == pytest.approx(2 / 3)
     assert values["recall/b"] == pytest.approx(0.5)
     assert metrics.curves()["confusion"] == [[1, 0], [1, 1]]
+
+
+def test_calibration_error_and_reliability_by_hand():
+    """Four images at confidence 0.9, three of them right: the error is 0.15."""
+    metrics = ClassMetrics(LabelSpace("classes", ("a", "b")))
+    scores = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
+    metrics.update(
+        ClassPrediction(torch.tensor([[0.9, 0.1]]).repeat(4, 1)), ClassTarget(scores, torch.ones(4).bool()), []
+    )
+    assert metrics.compute()["ECE"] == pytest.approx(0.15, abs=1e-6)
+    ((confidence, accuracy, images),) = metrics.curves()["reliability"]
+    assert (confidence, accuracy, images) == (pytest.approx(0.9), 0.75, 4)
+
+
+def test_multi_label_figures_and_curves_by_hand():
+    metrics = ClassMetrics(LabelSpace("multilabel", ("x", "y", "never")), threshold=0.5)
+    p = torch.tensor([[0.9, 0.2, 0.1], [0.8, 0.7, 0.1], [0.6, 0.6, 0.1], [0.1, 0.4, 0.9]])
+    wanted = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    metrics.update(ClassPrediction(p), ClassTarget(wanted, torch.tensor([True, True, True, True])), [])
+    values = metrics.compute()
+    assert values["accuracy"] == pytest.approx(10 / 12)
+    assert values["F1/x"] == pytest.approx(0.8)
+    assert values["F1/y"] == pytest.approx(1.0)
+    curves = metrics.curves()["precision_recall"]
+    assert set(curves) == {"x", "y"}  # nothing can be drawn of a class that does not occur
+    assert curves["y"] == [1.0] * 101
+    assert curves["x"][:51] == [1.0] * 51
+    assert curves["x"][51:] == pytest.approx([2 / 3] * 50)
+
+
+def test_precision_over_recall_is_scikit_learns():
+    from sklearn.metrics import precision_recall_curve
+
+    torch.manual_seed(0)
+    scores, wanted = torch.rand(80), torch.rand(80) < 0.3
+    precision, recall, _ = precision_recall_curve(wanted.numpy(), scores.numpy())
+    best = [precision[recall >= i / 100 - 1e-9].max() for i in range(101)]
+    # scikit-learn adds the point of no answer at all, with precision 1.
+    assert precision_over_recall(scores, wanted)[1:] == pytest.approx(best[1:], abs=1e-6)
+
+
+def test_focal_losses_look_away_from_what_is_easy():
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.eye(2)
+    p = logits.softmax(1).diagonal()
+    wanted = float(-((1 - p) ** 2 * p.log()).mean())
+    assert float(soft_cross_entropy(logits, labels, None, gamma=2.0)) == pytest.approx(wanted, rel=1e-5)
+    planes, mask = logits.reshape(2, 2, 1, 1), torch.tensor([0, 1]).reshape(2, 1, 1)
+    assert float(pixel_loss(planes, mask, None, 2.0)) == pytest.approx(wanted, rel=1e-5)
+    raw, scores = torch.randn(5, 3), (torch.rand(5, 3) > 0.5).float()
+    reference = sigmoid_focal_loss(raw, scores, alpha=-1, gamma=2.0, reduction="mean")
+    assert float(multilabel_loss(raw, scores, None, gamma=2.0)) == pytest.approx(float(reference), rel=1e-4)
+
+
+def test_the_mask_heads_lovasz_loss_is_one_minus_iou_of_a_sure_answer():
+    spaces = {"surface": LabelSpace("mask", ("ground", "thing"))}
+    heads = {"surface": {"lovasz": 2.0, "dice": 0.0}}
+    head = build_network("light", 3, None, heads, spaces).heads["surface"]
+    wanted = torch.tensor([[[0, 0, 1, 1, 255]]], dtype=torch.uint8)
+    sure = torch.tensor([[0, 1, 1, 1, 0]])
+    logits = torch.nn.functional.one_hot(sure, 2).float().movedim(-1, 1)[:, :, None] * 200 - 100
+    terms = head.loss(RawMask(logits, []), MaskTarget(wanted, torch.tensor([True])))
+    assert set(terms) == {"pixel", "lovasz"}
+    assert float(terms["lovasz"]) == pytest.approx(2 * (1 - (1 / 2 + 2 / 3) / 2), abs=1e-3)
 
 
 def test_losses_equal_torch():
