@@ -132,9 +132,13 @@ class GradientAggregation(Balancer):
         return {name: torch.ones_like(loss) for name, loss in losses.items()}
 
     def backward(
-        self, losses: dict[str, Tensor], shared: list[nn.Parameter], own: dict[str, list[nn.Parameter]]
+        self,
+        losses: dict[str, Tensor],
+        shared: list[nn.Parameter],
+        own: dict[str, list[nn.Parameter]],
+        penalty: Tensor | float = 0.0,
     ) -> None:
-        """Fills `.grad`: each head's own weights by its own loss, the shared ones by the aggregate."""
+        """Fills `.grad`: each head's own weights by its own loss, the shared ones by the aggregate; adds a penalty's."""
         rows, shared = [], [p for p in shared if p.requires_grad]
         for name, loss in losses.items():
             mine = [p for p in own[name] if p.requires_grad]
@@ -143,10 +147,14 @@ class GradientAggregation(Balancer):
             for parameter, grad in zip(mine, grads[len(shared) :], strict=True):
                 if grad is not None:
                     parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-        whole = self.aggregator(torch.stack(rows))
+        stacked = torch.stack(rows)
+        # Overflow of float16 is passed on: the scaler skips such a step, an aggregator would break down.
+        whole = self.aggregator(stacked) if bool(stacked.isfinite().all()) else stacked.sum(0)
         for parameter, grad in zip(shared, whole.split([p.numel() for p in shared]), strict=True):
             shaped = grad.view_as(parameter)
             parameter.grad = shaped if parameter.grad is None else parameter.grad + shaped
+        if isinstance(penalty, Tensor):  # it belongs to no head, so there is nothing to balance
+            torch.autograd.backward(penalty)
 
 
 def flatten_gradients(grads: Iterable[Tensor | None], parameters: list[nn.Parameter]) -> Tensor:

@@ -24,7 +24,7 @@ from tasks.optim import (
     build_optimizer,
     build_schedule,
     carry_over,
-    check_schedule,
+    check_numbers,
     clip_here,
     parameter_groups,
     weight_penalty,
@@ -108,7 +108,7 @@ class VisionModule(L.LightningModule):
         self.settings = {k: v for k, v in locals().items() if k not in {"self", "__class__"} and not k.startswith("_")}
         self.spaces = {name: LabelSpace.from_dict(plain) for name, plain in (spaces or {}).items()}
         chosen = select_heads(heads, self.spaces, self.kinds)
-        check_schedule(milestones, drop)
+        check_numbers(self.settings)
         self.network = build_network(
             backbone, in_channels, weights, chosen, self.spaces, backbone_options, size, weights_stages, init
         )
@@ -120,6 +120,7 @@ class VisionModule(L.LightningModule):
         self.metrics: dict[str, HeadMetrics] = {n: head.metrics() for n, head in self.network.named_heads().items()}
         self._means, self._eval_means = Means(), Means()
         self._head_losses: dict[str, Tensor] = {}
+        self._penalty: Tensor | float = 0.0
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
         if compile:
@@ -159,7 +160,8 @@ class VisionModule(L.LightningModule):
             shared = [p for p in self.network.backbone.stages()[-1].parameters() if p.requires_grad]
             self.log_dict(gradient_figures(self._head_losses, shared), on_step=False, on_epoch=True)
         loss = self.balancer.combine(self._head_losses) if terms else batch.images.new_zeros((), dtype=torch.float32)
-        loss = loss + weight_penalty(self.network, self.l1, self.l2)
+        self._penalty = weight_penalty(self.network, self.l1, self.l2)
+        loss = loss + self._penalty
         if self.trainer.world_size > 1 or not terms:
             loss = loss + touch(raw, set(terms))
         self._means.add("loss", loss)
@@ -177,9 +179,10 @@ class VisionModule(L.LightningModule):
             return
         # The trainer may have scaled the loss (accumulated batches, float16); the heads' losses follow.
         own = {name: list(head.parameters()) for name, head in self.network.named_heads().items()}
-        factor = 1 / self.trainer.accumulate_grad_batches
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        factor = (1.0 if scaler is None else float(scaler.get_scale())) / self.trainer.accumulate_grad_batches
         losses = {name: value * factor for name, value in self._head_losses.items()}
-        self.balancer.backward(losses, list(self.network.backbone.parameters()), own)
+        self.balancer.backward(losses, list(self.network.backbone.parameters()), own, self._penalty * factor)
 
     def _losses(self, raw: dict[str, Any], targets: Mapping[str, Target | ImageTarget]) -> dict[str, Losses]:
         """Every labelled head's named losses, computed in float32."""
@@ -297,4 +300,4 @@ class VisionModule(L.LightningModule):
                 f" use the config it was trained with (backbone {checkpoint['hyper_parameters'].get('backbone')!r})"
             )
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            carry_over(checkpoint, self.settings)
+            carry_over(checkpoint, self.settings, self.trainer.early_stopping_callbacks)

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn, optim
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.ranges import require_between
 
 
 def parameter_groups(
@@ -100,9 +102,26 @@ def build_schedule(optimizer: optim.Optimizer, given: dict[str, Any], total: int
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def check_schedule(milestones: Sequence[float] | None, drop: float) -> None:
-    """Raises ConfigError for milestones that are no rising shares of the training, or a drop that is none."""
-    given = list(milestones or [])
+RANGES = {
+    "lr": (0.0, math.inf),
+    "momentum": (0.0, 0.9999),
+    "weight_decay": (0.0, math.inf),
+    "warmup": (0.0, 1.0),
+    "final_lr": (0.0, math.inf),
+    "backbone_lr_factor": (0.0, math.inf),
+    "patience": (0, math.inf),
+    "l1": (0.0, math.inf),
+    "l2": (0.0, math.inf),
+    "log_gradients_every": (0, math.inf),
+}
+"""Smallest and largest value of VisionModule's numbers."""
+
+
+def check_numbers(settings: dict[str, Any]) -> None:
+    """Raises ConfigError for a number out of its range, milestones that are no rising shares, or a drop that is none."""
+    for name, (low, high) in RANGES.items():
+        require_between(f"model.{name}", settings[name], low, high)
+    given, drop = list(settings["milestones"] or []), settings["drop"]
     if given != sorted(set(given)) or any(not 0 < share < 1 for share in given):
         raise ConfigError(f"model.milestones are rising shares of the training between 0 and 1, not {given}")
     if not 0 < drop < 1:
@@ -122,12 +141,14 @@ def align_schedules(optimizers: list[optim.Optimizer], schedules: Any, lr: float
                 group["lr"] = base * schedule.lr_lambdas[i](schedule.last_epoch)
 
 
-def carry_over(checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
-    """Makes a checkpoint's optimiser and schedule go on with the values given now; changes it in place.
+def carry_over(checkpoint: dict[str, Any], given: dict[str, Any], stopping: Sequence[EarlyStopping] = ()) -> None:
+    """Makes a checkpoint's optimiser, schedule and early stopping go on with the values given now; changes it in place.
 
     Args:
         checkpoint: Lightning's, with the `hyper_parameters` it was trained with.
-        given: `lr`, `backbone_lr_factor`, `schedule`, `optimizer`, `momentum`, `nesterov` and `weight_decay` of this run.
+        given: `lr`, `backbone_lr_factor`, `schedule`, `optimizer`, `momentum`, `nesterov`, `weight_decay`, `drop` and
+            `patience` of this run.
+        stopping: this run's early stopping, whose patience Lightning would replace by the checkpoint's.
 
     Raises:
         CheckpointError: another optimiser, whose state cannot be carried over.
@@ -138,12 +159,13 @@ def carry_over(checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
             f"the checkpoint was trained with optimizer {old['optimizer']!r}, whose state {given['optimizer']!r} cannot"
             f" take up; go on with model.optimizer {old['optimizer']}, or start a new run"
         )
+    _keep_patience(checkpoint.get("callbacks", {}), stopping)
     restarted = old["schedule"] != given["schedule"]
     groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
     for group in groups:
         shared = str(group["name"]).startswith("backbone")
         base, new = (v["lr"] * (v["backbone_lr_factor"] if shared else 1.0) for v in (old, given))
-        group["lr"] = new if restarted else group["lr"] * new / base
+        group["lr"] = new if restarted or base == 0 else group["lr"] * new / base
         if "initial_lr" in group:
             group["initial_lr"] = new
         if "betas" in group:
@@ -162,6 +184,14 @@ def carry_over(checkpoint: dict[str, Any], given: dict[str, Any]) -> None:
     for state in checkpoint.get("lr_schedulers", []):
         if "base_lrs" in state:
             state["base_lrs"] = [group["initial_lr"] for group in groups]
+        else:
+            state |= {"factor": given["drop"], "patience": given["patience"]}
+
+
+def _keep_patience(states: dict[str, Any], stopping: Sequence[EarlyStopping]) -> None:
+    for callback in stopping:
+        if callback.state_key in states:
+            states[callback.state_key]["patience"] = callback.patience
 
 
 def weight_penalty(network: nn.Module, l1: float, l2: float) -> Tensor | float:

@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -245,6 +246,24 @@ def find_stages(body: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in children)
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    """Tensors by name, read without unpickling code; raises CheckpointError for a file that holds none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found: dict[str, Any] = state.get("state_dict", state)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, AttributeError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"weights file {path} cannot be read: it is no safetensors file and no state dict, or is cut off"
+            f" ({type(error).__name__})"
+        ) from error
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
+
+
 def load_weights(backbone: Backbone, path: Path, stages: int | None = None) -> None:
     """Fills a backbone from a local file: safetensors, a state dict, or a checkpoint of this project.
 
@@ -259,14 +278,7 @@ def load_weights(backbone: Backbone, path: Path, stages: int | None = None) -> N
     """
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist")
-    state: dict[str, Any]
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+    state = _read_state(path)
     state = {key.removeprefix("network.backbone.").removeprefix("body."): value for key, value in state.items()}
     own = backbone.body.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}

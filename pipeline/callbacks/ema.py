@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from pipeline.ranges import require_between
+
 
 class AverageWeights(WeightAveraging):
     """Lightning's weight averaging with a decay that warms up: decay * (1 - exp(-step / tau)).
@@ -23,6 +25,8 @@ class AverageWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.998, tau: float = 200.0) -> None:
+        require_between("ema.decay", decay, 0, 1)
+        require_between("ema.tau", tau, 1e-9)
         self.decay, self.tau = decay, tau
         self._swapped = False
         super().__init__(device=None, use_buffers=True, multi_avg_fn=self._average)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,9 +33,10 @@ from pipeline.data.shapes import read_shapes
 from pipeline.data.signals import SAMPLES, read_signals
 from pipeline.data.split import split_records
 from pipeline.data.unite import Source, count, renumber, unite
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.hardware import cpu_limit
 from pipeline.labels import LabelSpace
+from pipeline.ranges import require_between
 from pipeline.records import Boxes, Record
 
 
@@ -104,6 +107,8 @@ class VisionData(L.LightningDataModule):
             if not 0 < source.weight < float("inf"):
                 raise ConfigError(f"data.sources[{number}].weight must be a number above 0, not {source.weight}")
         self.sources = sources or ([Source(root, format)] if root is not None else [])
+        _check_keys("shapes", shapes, read_shapes)
+        _check_keys("signals", signals, read_signals)
         self.shapes, self.signals, self.fractions = shapes, signals, split
         if signals is not None and self.size != (1, SAMPLES):
             raise ConfigError(
@@ -111,8 +116,11 @@ class VisionData(L.LightningDataModule):
             )
         self.batch_size, self.workers, self.cache_gb, self.seed = batch_size, workers, cache_gb, seed
         for name, chance in (("flip", flip or 0.0), ("mosaic", mosaic), ("mixup", mixup), ("cutmix", cutmix)):
-            if not 0 <= chance <= 1:
-                raise ConfigError(f"data.{name} is a probability from 0 to 1, not {chance}")
+            require_between(f"data.{name}", chance, 0, 1)
+        require_between("data.batch_size", batch_size, 1)
+        require_between("data.workers", workers, -1)
+        for name, number in (("close_mosaic", close_mosaic), ("cache_gb", cache_gb), ("cache_dir_gb", cache_dir_gb)):
+            require_between(f"data.{name}", number, 0)
         self.mosaic, self.mixup, self.cutmix, self.close_mosaic = mosaic, mixup, cutmix, close_mosaic
         self.disk, self.disk_gb = Path(cache_dir) if cache_dir else None, cache_dir_gb
         self.augment, self.flip, self.balance = augment, flip, balance
@@ -303,6 +311,13 @@ def _plain_settings(given: dict[str, Any]) -> dict[str, Any]:
         plain["root"] = str(Path(plain["root"]).absolute())
     plain["sources"] = [{**asdict(s), "root": str(Path(s.root).absolute())} for s in plain["sources"] or []]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+def _check_keys(name: str, given: dict[str, int] | None, reader: Callable[..., SourceData]) -> None:
+    known = inspect.signature(reader).parameters
+    for key in given or {}:
+        if key not in known:
+            raise ConfigError(f"data.{name} has no {key!r}{nearest(key, known)}")
 
 
 def _sides(name: str, given: int | tuple[int, int]) -> tuple[int, int]:

@@ -139,10 +139,15 @@ def test_each_source_trains_the_fields_it_is_labelled_for(tmp_path):
     ("options", "message"),
     [
         ({"size": 0}, "1 or more"),
-        ({"mixup": 1.5}, "data.mixup is a probability"),
-        ({"flip": -1}, "data.flip is a probability"),
+        ({"mixup": 1.5}, "data.mixup must be from 0 to 1, not 1.5"),
+        ({"flip": -1}, "data.flip must be from 0 to 1, not -1"),
+        ({"batch_size": 0}, "data.batch_size must be 1 or more, not 0"),
+        ({"workers": -5}, "data.workers must be -1 or more"),
+        ({"close_mosaic": -1}, "data.close_mosaic must be 0 or more"),
+        ({"cache_gb": float("nan")}, "data.cache_gb must be 0 or more, not nan"),
         ({"augment": "strnog"}, "did you mean 'strong'"),
         ({"augment": [{"class_name": "Flp"}]}, "unknown transform 'Flp'"),
+        ({"shapes": {"imags": 20}}, "data.shapes has no 'imags'; did you mean 'images'"),
         ({"root": "a", "sources": [Source("b")]}, "data.root or data.sources"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn, optim
 
 from pipeline.backbones.build import build_backbone
@@ -15,7 +16,14 @@ from tasks.crops import ten_crop_labels, ten_crops
 from tasks.init import initialise
 from tasks.multitask import ClassificationModule
 from tasks.network import build_network
-from tasks.optim import build_optimizer, build_schedule, carry_over, warmup_steps, weight_penalty
+from tasks.optim import (
+    build_optimizer,
+    build_schedule,
+    carry_over,
+    parameter_groups,
+    warmup_steps,
+    weight_penalty,
+)
 
 SPACE = LabelSpace("classes", ("a", "b", "c", "d", "e", "f", "g"))
 DEFAULTS = {"warmup": 0.0, "final_lr": 0.01, "milestones": None, "drop": 0.1, "patience": 2}
@@ -54,6 +62,11 @@ def test_the_plateau_schedule_waits_and_drops():
         ({"milestones": [0.7, 0.5]}, "rising shares"),
         ({"milestones": [30, 60]}, "between 0 and 1"),
         ({"drop": 1.5}, "model.drop"),
+        ({"lr": -1.0}, r"model\.lr must be 0 or more, not -1\.0"),
+        ({"warmup": 1.5}, r"model\.warmup must be from 0 to 1"),
+        ({"momentum": 1.0}, r"model\.momentum must be"),
+        ({"weight_decay": -0.1}, r"model\.weight_decay"),
+        ({"patience": -1}, r"model\.patience"),
         ({"init": "kaiming"}, "unknown initialisation"),
     ],
 )
@@ -78,6 +91,38 @@ def test_momentum_is_plain_or_nesterovs_and_resumes_as_given_now():
     carry_over(checkpoint, {**old, "schedule": "step", "momentum": 0.8, "nesterov": False, "weight_decay": 0.1})
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, False, 0.1)
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 7
+
+
+def test_patience_and_drop_given_now_win_over_the_checkpoints():
+    """Lightning and torch would restore the checkpoint's without a word."""
+    old = {"optimizer": "sgd", "schedule": "plateau", "lr": 0.1, "backbone_lr_factor": 1.0, "patience": 5, "drop": 0.1}
+    now = {**old, "patience": 2, "drop": 0.5, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    optimizer = optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    stop = EarlyStopping("val/score", patience=3)
+    checkpoint = {
+        "hyper_parameters": old,
+        "optimizer_states": [],
+        "lr_schedulers": [optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, 5).state_dict()],
+        "callbacks": {stop.state_key: EarlyStopping("val/score", patience=9).state_dict()},
+    }
+    carry_over(checkpoint, now, [stop])
+    schedule = build_schedule(optimizer, now, 4)["lr_scheduler"]["scheduler"]
+    schedule.load_state_dict(checkpoint["lr_schedulers"][0])
+    assert (schedule.patience, schedule.factor) == (2, 0.5)
+    stop.load_state_dict(checkpoint["callbacks"][stop.state_key])
+    assert stop.patience == 3
+
+
+def test_norms_and_biases_do_not_decay_and_the_backbone_learns_slower():
+    module = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "head": nn.Linear(4, 2)})
+    groups = {g["name"]: g for g in parameter_groups(module, module["backbone"], 1.0, 0.1, 0.05)}
+    found = {name: (g["lr"], g["weight_decay"], len(g["params"])) for name, g in groups.items()}
+    assert found == {
+        "backbone": (0.1, 0.05, 1),
+        "backbone_no_decay": (0.1, 0.0, 3),
+        "heads": (1.0, 0.05, 1),
+        "heads_no_decay": (1.0, 0.0, 1),
+    }
 
 
 def test_penalties_by_hand_leave_biases_and_frozen_weights_out():
@@ -154,6 +199,23 @@ def test_a_checkpoints_backbone_is_taken_whole_or_its_first_stages(tmp_path):
     assert taken
     assert all(key.startswith(("stem.", "stages.0.")) for key in taken)
     assert not any(key.startswith("stages.1.") for key in taken)
+
+
+def test_safetensors_are_taken_and_broken_files_told(tmp_path):
+    from safetensors.torch import save_file
+
+    theirs = build_backbone("light").body.state_dict()
+    save_file(theirs, tmp_path / "weights.safetensors")
+    taken = build_backbone("light", weights=str(tmp_path / "weights.safetensors")).body.state_dict()
+    assert all(torch.equal(taken[key], value) for key, value in theirs.items())
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:-100])
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "empty.pt").touch()
+    for name in ("tensor.pt", "cut.safetensors", "text.safetensors", "text.pt", "empty.pt"):
+        with pytest.raises(CheckpointError, match=rf"weights file .*{name} cannot be read"):
+            build_backbone("light", weights=str(tmp_path / name))
 
 
 def test_what_cannot_be_taken_is_told(tmp_path):
