@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import tasks.multitask  # makes the modules reachable by bare name
-from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint
+from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint, require_readable
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.callbacks.pictures import Pictures
@@ -44,11 +44,16 @@ class ConfigToRun(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Logs `config.yaml`, which `lightning fit --config` runs again, and the values a person would compare."""
+        """Logs `config.yaml`, which `lightning fit --config` runs again, and the values a person would compare.
+
+        Another command that goes on in the run logs its own as `config_test.yaml`, beside that of the training.
+        """
         text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
         for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
+            if isinstance(logger, RunLogger) and stage == "fit":
                 logger.log_config(text)
+            elif isinstance(logger, RunLogger):
+                logger.log_text(text, f"config_{stage}.yaml")
 
 
 class TrifocalCLI(LightningCLI):
@@ -85,6 +90,8 @@ class TrifocalCLI(LightningCLI):
             config["ckpt_path"] = str(newest_checkpoint(Path(config["trainer"]["default_root_dir"]), path))
         elif path and not Path(path).is_file():
             raise CheckpointError(f"checkpoint {path} does not exist; `--ckpt_path last` finds the newest run's")
+        if config.get("ckpt_path"):
+            require_readable(Path(config["ckpt_path"]))
         # Known before anything is logged: the logger opens its run long before Lightning reads the checkpoint.
         logger = config["trainer"].get("logger")
         if config.get("ckpt_path") and isinstance(logger, Namespace) and "init_args" in logger:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from pipeline.ranges import require_between
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -46,6 +49,8 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def __init__(self, every_n_epochs: int = 1, every_minutes: float = 5.0) -> None:
+        require_between("checkpoints.every_n_epochs", every_n_epochs, 1)
+        require_between("checkpoints.every_minutes", every_minutes, 0)
         self.every_minutes, self._saved_at = every_minutes, time.monotonic()
         super().__init__(
             monitor="val/score",
@@ -133,3 +138,18 @@ def newest_checkpoint(root: Path, which: str) -> Path:
     if not found:
         raise CheckpointError(f"no {which}.ckpt under {root}; train first, or give the checkpoint's path")
     return found[-1]
+
+
+def require_readable(path: Path) -> None:
+    """Raises CheckpointError for a file that is no whole checkpoint of this project; nothing in it is unpickled."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is cut off, or no checkpoint"
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
+        raise CheckpointError(
+            f"{path} is no checkpoint of this project: it does not say how the network is built; weights alone are"
+            " given as model.weights"
+        )

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.arguments import Arguments
 from pipeline.bundle import read_bundle
+from pipeline.errors import ConfigError
 from pipeline.export.table import describe_bundle, export_table, score_table
 
 
 def export_command(argv: list[str]) -> int:
     """`lightning export --ckpt PATH --out DIR`: writes a bundle; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="lightning export", description="A checkpoint as a folder that anyone can run, proven to answer alike."
-    )
+    parser = Arguments("lightning export", "A checkpoint as a folder that anyone can run, proven to answer alike.")
     parser.add_argument("--ckpt", required=True, help="a checkpoint file, runs:/RUN_ID or models:/NAME@ALIAS")
     parser.add_argument("--out", required=True, type=Path, help="the bundle's folder")
     parser.add_argument("--name", default="trifocal", help="the model's name, also in the registry")
@@ -29,7 +29,7 @@ def export_command(argv: list[str]) -> int:
     parser.add_argument("--alias", default="challenger", help="its alias there: challenger, champion, ...")
     parser.add_argument("--data.root", dest="root", help="measure on this data instead of the checkpoint's")
     parser.add_argument("--data.format", dest="format", help="its format")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
     from pipeline.export.source import find_checkpoint
 
     checkpoint = find_checkpoint(given.ckpt)  # told before torch is loaded where there is none
@@ -59,10 +59,10 @@ def export_command(argv: list[str]) -> int:
 
 def describe_command(argv: list[str]) -> int:
     """`lightning describe BUNDLE`: what is inside, every checksum checked; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lightning describe", description="What a bundle holds.")
+    parser = Arguments("lightning describe", "What a bundle holds.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", action="store_true", help="the manifest itself")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
     bundle = read_bundle(given.bundle)
     bundle.verify()
     sys.stdout.write((bundle.path / "bundle.json").read_text() if given.json else describe_bundle(bundle))
@@ -71,23 +71,38 @@ def describe_command(argv: list[str]) -> int:
 
 def evaluate_command(argv: list[str]) -> int:
     """`lightning evaluate BUNDLE --data.root DIR`: the trainer's metrics of a bundle; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="lightning evaluate", description="A bundle's metrics on labelled images.")
+    parser = Arguments("lightning evaluate", "A bundle's metrics on labelled images.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data.root", dest="root", help="the data's folder; without it, the built-in shapes")
     parser.add_argument("--data.format", dest="format", help="its format")
-    parser.add_argument("--data.shapes", dest="shapes", type=json.loads, help='the built-in shapes, {"images": 100}')
+    parser.add_argument("--data.shapes", dest="shapes", type=_mapping, help='the built-in shapes, {"images": 100}')
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--engine", default="auto", help="auto, or a name such as onnxruntime or openvino:bf16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
     from pipeline.export.evaluate import evaluate
 
     predictor, scores, images = evaluate(given.bundle, _data(given), given.split, given.engine)
     _say(predictor.choice.describe())
     sys.stdout.write(score_table(scores, given.split, images))
     if given.json is not None:
-        given.json.write_text(json.dumps({"split": given.split, "images": images, "metrics": scores}, indent=1) + "\n")
+        try:
+            given.json.write_text(
+                json.dumps({"split": given.split, "images": images, "metrics": scores}, indent=1) + "\n"
+            )
+        except OSError as error:
+            raise ConfigError(f"--json {given.json} cannot be written ({error.strerror}); name another file") from error
     return 0
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no mapping such as {{"images": 100}}')
+    return found
 
 
 def _data(given: argparse.Namespace) -> dict[str, Any]:

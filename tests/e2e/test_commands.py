@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.e2e.commands import ROOT, TINY, lightning, runs_of
@@ -69,6 +71,10 @@ def test_a_run_holds_what_repeats_it(trained, tmp_path):
     assert {item.dataset.name for item in run.inputs.dataset_inputs}
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "environment.json", "curves", "checkpoints"} <= files
+    pictures = {item.path for item in client.list_artifacts(run.info.run_id, "pictures")}
+    assert {"pictures/epoch_0001.png", "pictures/val_worst.png", "pictures/val_worst.json"} <= pictures
+    curves = {item.path.rpartition("/")[2] for item in client.list_artifacts(run.info.run_id, "curves/val")}
+    assert {"scene_confusion.png", "scene_reliability.png", "objects_precision_recall.png"} <= curves
     config = client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
     again = lightning(
         "fit", "--config", config, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", cwd=tmp_path
@@ -77,9 +83,15 @@ def test_a_run_holds_what_repeats_it(trained, tmp_path):
 
 
 def test_the_last_checkpoint_is_tested_and_resumed_in_the_same_run(trained):
-    tested = lightning("test", *TINY, "--ckpt_path", "last", cwd=trained)
+    tested = lightning("test", *TINY, "--ckpt_path", "last", "--trainer.max_epochs", "7", cwd=trained)
     assert tested.returncode == 0, tested.stderr[-2000:]
     assert "test/surface/mIoU" in tested.stdout
+    client, (run,) = runs_of(trained)
+    names = ("config.yaml", "config_test.yaml")
+    configs = [mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{name}") for name in names]
+    assert [yaml.safe_load(text)["trainer"]["max_epochs"] for text in configs] == [2, 7]  # the training's is kept
+    assert not [tag for tag in run.data.tags if tag.startswith("changed.")]
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "pictures")} >= {"pictures/test_worst.png"}
     checkpoint = next((trained / "outputs").glob("runs/*/last.ckpt"))
     content = torch.load(checkpoint, weights_only=True)
     assert content["hyper_parameters"]["spaces"]["objects"]["names"][0] == "disc"
