@@ -1,4 +1,4 @@
-"""Pictures: predictions beside labels on a fixed sample of the validation images, and the test's worst."""
+"""Pictures: predictions beside labels on a fixed sample of the validation images, and the worst at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pictures(L.Callback):
     Args:
         every_n_epochs: epochs between sheets of the fixed sample; 0 = none.
         count: images of the fixed sample: the first of the validation split.
-        worst: how many of the test's worst images are drawn at its end; 0 = none.
+        worst: how many of the worst images of the last validation and of the test are drawn; 0 = none.
     """
 
     def __init__(self, every_n_epochs: int = 5, count: int = 8, worst: int = 8) -> None:
@@ -39,7 +39,7 @@ class Pictures(L.Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Starts a sheet."""
-        self._sample = []
+        self._sample, self._worst, self._seen = [], [], 0
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
@@ -47,7 +47,11 @@ class Pictures(L.Callback):
         """Draws the sample's images as they pass."""
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-        if not (due or (self.every_n_epochs and last)) or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if last:
+            self._rank(pl_module, outputs, batch)
+        if not self.every_n_epochs or not (due or last):
             return
         wanted = min(self.count - len(self._sample), len(batch))
         if wanted > 0 and isinstance(outputs, dict):
@@ -61,6 +65,7 @@ class Pictures(L.Callback):
             write_png(file, sheet(self._sample, 2))
             keep(trainer, file)
         self._sample = []
+        self._tell_worst(trainer, "val")
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Starts the list of the worst."""
@@ -70,7 +75,11 @@ class Pictures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
     ) -> None:
         """Keeps pictures of the worst images so far."""
-        if not self.worst or not trainer.is_global_zero or not isinstance(outputs, dict):
+        if trainer.is_global_zero:
+            self._rank(pl_module, outputs, batch)
+
+    def _rank(self, pl_module: L.LightningModule, outputs: Any, batch: Batch) -> None:
+        if not self.worst or not isinstance(outputs, dict):
             return
         spaces = spaces_of(pl_module)
         for i, error in enumerate(errors(batch, outputs)):
@@ -80,11 +89,15 @@ class Pictures(L.Callback):
                 (heapq.heappush if len(self._worst) < self.worst else heapq.heapreplace)(self._worst, entry)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Logs the worst, the very worst first, and their names."""
+        """Logs the worst."""
+        self._tell_worst(trainer, "test")
+
+    def _tell_worst(self, trainer: L.Trainer, stage: str) -> None:
+        """The very worst first, and their names."""
         if not self._worst:
             return
         ordered = sorted(self._worst, key=lambda entry: -entry[0])
-        file = folder_of(trainer) / "test_worst.png"
+        file = folder_of(trainer) / f"{stage}_worst.png"
         write_png(file, sheet([entry[2] for entry in ordered], 2))
         keep(trainer, file)
         names = [{"image": entry[3], "error": round(entry[0], 4)} for entry in ordered]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from pipeline.callbacks.checkpoints import Checkpoints, WholeFileIO
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
 from pipeline.callbacks.freeze import Freeze
-from pipeline.callbacks.pictures import as_answer, errors
+from pipeline.callbacks.pictures import Pictures, as_answer, errors
 from pipeline.callbacks.record import draw_curves
 from pipeline.errors import CheckpointError, ConfigError, TooManyBadImagesError
+from pipeline.labels import LabelSpace
 from pipeline.records import Batch, BoxTarget, ClassTarget, MaskTarget
+from tasks.classification import ClassPrediction
 from tests.unit.toy import Toy, trainer
 
 HEAD = "network.head.weight"
@@ -94,6 +98,20 @@ def test_resumed_training_ends_with_the_weights_of_an_unbroken_one(tmp_path):
         assert torch.equal(ends[0][key], ends[1][key]), key
 
 
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: AverageWeights(decay=1.5), r"ema\.decay must be from 0 to 1, not 1\.5"),
+        (lambda: AverageWeights(tau=0.0), r"ema\.tau"),
+        (lambda: Checkpoints(every_n_epochs=0), r"checkpoints\.every_n_epochs must be 1 or more, not 0"),
+        (lambda: Checkpoints(every_minutes=-1), r"checkpoints\.every_minutes"),
+    ],
+)
+def test_numbers_out_of_their_range_are_told(make, told):
+    with pytest.raises(ConfigError, match=told):
+        make()
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     io = WholeFileIO()
     io.save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
@@ -167,6 +185,41 @@ def test_an_image_predicted_as_labelled_has_no_error_and_an_unlabelled_one_none_
     assert errors(batch, right) == [0.0, 0.0]
     wrong = {**right, "surface": Answer(mask=torch.zeros(8, 8, dtype=torch.uint8))}
     assert errors(batch, wrong)[0] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_the_fixed_sample_and_the_worst_are_drawn_the_very_worst_first(stage, tmp_path):
+    space = LabelSpace("classes", ("a", "b"))
+    module = SimpleNamespace(network=SimpleNamespace(heads={"scene": SimpleNamespace(space=space)}))
+    kept = []
+    logger = SimpleNamespace(log_file=lambda file, folder: kept.append((file.name, folder)))
+    made = SimpleNamespace(
+        max_epochs=7, sanity_checking=False, is_global_zero=True, checkpoint_callback=None,
+        default_root_dir=str(tmp_path), loggers=[logger],
+    )  # fmt: skip
+    callback = Pictures(every_n_epochs=5, count=3, worst=2)
+    for epoch, drawn in (
+        (0, set()),
+        (4, {"epoch_0004.png"}),
+        (6, {"epoch_0006.png", "val_worst.png", "val_worst.json"}),
+    ):
+        kept.clear()
+        made.current_epoch = epoch
+        getattr(callback, f"on_{stage}_epoch_start")(made, module)
+        for number in range(2):
+            truth = ClassTarget(torch.eye(2)[torch.tensor([0, 0])], torch.ones(2).bool())
+            names = [f"{number}{i}.png" for i in range(2)]
+            batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), {"scene": truth}, names, [None, None])
+            sure = torch.tensor([0.9 - 0.4 * number, 0.7 - 0.4 * number])  # errors 0.1, 0.3, then 0.5, 0.7
+            outputs = {"scene": ClassPrediction(torch.stack([sure, 1 - sure], 1))}
+            getattr(callback, f"on_{stage}_batch_end")(made, module, outputs, batch, number)
+        getattr(callback, f"on_{stage}_epoch_end")(made, module)
+        wanted = drawn if stage == "validation" else {"test_worst.png", "test_worst.json"}
+        assert {name for name, _ in kept} == wanted
+        assert all(folder == "pictures" for _, folder in kept)
+    short = {"validation": "val"}.get(stage, stage)
+    told = json.loads((tmp_path / "pictures" / f"{short}_worst.json").read_text())
+    assert told == [{"image": "11.png", "error": 0.7}, {"image": "10.png", "error": 0.5}]
 
 
 def test_each_curve_becomes_a_picture():
