@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from pipeline.store import open_client, plain_reason, public_uri, store_errors, 
 
 def find_checkpoint(reference: str) -> Path:
     """A checkpoint on disk from a path, `runs:/RUN_ID`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    A run's best checkpoint is taken, unless `runs:/RUN_ID/checkpoints/last.ckpt` names another. What is fetched goes
+    when the process ends.
 
     Raises:
         CheckpointError: there is none, or the store cannot be reached.
@@ -28,14 +33,22 @@ def find_checkpoint(reference: str) -> Path:
         return path
     try:
         client = open_client()
-        run = reference.removeprefix("runs:/").split("/")[0]
+        run, _, named = reference.removeprefix("runs:/").partition("/")
         if ref is not None:
-            run = _run_of_model(client, ref)
+            run, named = _run_of_model(client, ref), ""
         held = {item.path for item in client.list_artifacts(run, "checkpoints")}
-        wanted = next((path for path in ("checkpoints/best.ckpt", "checkpoints/last.ckpt") if path in held), None)
+        asked = (named,) if named else ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+        wanted = next((path for path in asked if path in held), None)
         if wanted is None:
-            raise CheckpointError(f"{reference}: run {run} holds no checkpoint; train it to its end")
-        return Path(client.download_artifacts(run, wanted, tempfile.mkdtemp(prefix="trifocal-")))
+            told = (
+                f"no {named}; it holds {', '.join(sorted(held))}"
+                if named and held
+                else "no checkpoint; train it to its end"
+            )
+            raise CheckpointError(f"{reference}: run {run} holds {told}")
+        folder = tempfile.mkdtemp(prefix="trifocal-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(client.download_artifacts(run, wanted, folder))
     except store_errors() as error:
         raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
 

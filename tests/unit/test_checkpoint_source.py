@@ -39,6 +39,9 @@ def test_a_file_is_itself(tmp_path):
 def test_a_run_gives_its_best_checkpoint(store):
     full, empty = store
     assert find_checkpoint(f"runs:/{full}").read_text() == "the best"
+    assert find_checkpoint(f"runs:/{full}/checkpoints/last.ckpt").read_text() == "the last"
+    with pytest.raises(CheckpointError, match=r"holds no lst\.ckpt; it holds checkpoints/best\.ckpt, checkpoints/last"):
+        find_checkpoint(f"runs:/{full}/lst.ckpt")
     with pytest.raises(CheckpointError, match=f"run {empty} holds no checkpoint"):
         find_checkpoint(f"runs:/{empty}")
     with pytest.raises(CheckpointError, match="runs:/0123 in sqlite:"):
