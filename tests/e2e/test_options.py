@@ -47,6 +47,16 @@ def test_the_batch_size_finder_sets_the_batch(command, tmp_path):
     assert last(tmp_path)["global_step"] == 6
 
 
+def test_a_checkpoint_is_validated_and_predicts(command, tmp_path):
+    code, _, err = command("fit", *QUICK, "--trainer.max_epochs", "1")
+    assert code == 0, err[-2000:]
+    for name in ("validate", "predict"):
+        code, out, err = command(name, *QUICK, "--ckpt_path", "best")
+        assert code == 0, err[-2000:]
+        assert ("val/score" in out) == (name == "validate")
+    assert len(list(tmp_path.glob("outputs/runs/*/best.ckpt"))) == 1
+
+
 def test_early_stopping_stops(command, tmp_path):
     options = with_callback(
         tmp_path, "EarlyStopping", monitor="val/score", mode="max", patience=1, min_delta=2.0, verbose=False

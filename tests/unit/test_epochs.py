@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+import pytest
 import torch
 
 from pipeline.callbacks.checkpoints import Checkpoints
@@ -25,12 +26,13 @@ class Watch(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def watch(epochs, folder, resume=None, **options):
-    module = Watch()
+def watch(epochs, folder, resume=None, module=None, every_minutes=5.0, **options):
+    module = module or Watch()
     data = VisionData(shapes={"images": 20, "size": 32}, size=32, batch_size=4, augment="light", **options)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, default_root_dir=folder, callbacks=[Checkpoints()],
+        use_distributed_sampler=False, default_root_dir=folder,
+        callbacks=[Checkpoints(every_minutes=every_minutes)],
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return module.seen
@@ -60,6 +62,30 @@ def test_a_resumed_run_draws_what_an_unbroken_one_does(tmp_path):
     assert list(rest) == [2]
     assert names(rest, 2) == names(whole, 2)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(rest[2], whole[2], strict=True))
+
+
+class Breaks(Watch):
+    """Ends in the middle of its second epoch without a last word, as a killed process does."""
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 2:
+            raise ZeroDivisionError
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_run_that_breaks_in_a_long_epoch_goes_on_in_its_middle(tmp_path):
+    """`every_minutes` saves within the epoch; what follows is what an unbroken run has then."""
+    whole = watch(3, tmp_path / "whole")
+    assert len(whole[1]) == 4
+    with pytest.raises(ZeroDivisionError):
+        watch(3, tmp_path / "part", module=Breaks(), every_minutes=1e-9)
+    last = next((tmp_path / "part").rglob("last.ckpt"))
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    rest = watch(3, tmp_path / "part", resume=str(last))
+    assert [names_of for names_of, _ in rest[1]] == [names_of for names_of, _ in whole[1][2:]]
+    for epoch, skipped in ((1, 2), (2, 0)):
+        pairs = zip(rest[epoch], whole[epoch][skipped:], strict=True)
+        assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
 
 
 def test_mixing_closes_for_the_last_epochs(tmp_path):

@@ -206,6 +206,25 @@ def test_the_gate_refuses_another_network(exported, data):
     assert graph.names == bundle.manifest.outputs
 
 
+def test_allow_worse_loosens_the_limit_on_metrics_alone(exported, data):
+    """The limits are the stated ones; what is allowed knowingly never tightens them, nor lets other raw answers pass."""
+    assert {name: TOLERANCES[name].metric for name in ("fp32", "bf16", "int8")} == {
+        "fp32": 0.001,
+        "bf16": 0.003,
+        "int8": 0.005,
+    }
+    graph, bundle = exported
+    gate = Gate.open(graph, data, None)
+    wanted = {**gate.wanted, "surface": {**gate.wanted["surface"], "mIoU": gate.wanted["surface"]["mIoU"] + 0.008}}
+    for allowed, passes in ((None, False), (0.01, True)):
+        check = replace(gate, wanted=wanted, allow_worse=allowed).check(bundle.path, "onnxruntime:fp32")
+        assert check["passed"] is passes, check["failures"]
+        assert check["limit"] == max(0.001, allowed or 0.0)
+    torch.manual_seed(1)
+    other = AnswerGraph(MultiTaskModule(spaces=data.label_spaces).eval().network).eval()
+    assert not replace(gate, graph=other, allow_worse=1.0).check(bundle.path, "onnxruntime:fp32")["passed"]
+
+
 def test_metric_limits():
     _, heads = None, {"surface": type("H", (), {"kind": "mask"})(), "scene": type("H", (), {"kind": "classes"})()}
     wanted = {"surface": {"mIoU": 0.5}, "scene": {"accuracy": float("nan")}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -108,6 +109,45 @@ def test_an_error_marks_the_run_failed(tmp_path, logger, uri):
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, one, Toy(stop=("train", 3, ZeroDivisionError())))
     assert MlflowClient(uri).get_run(one.run_id).info.status == "FAILED"
+
+
+class Slow(Toy):
+    """Long enough in its first epoch to be measured."""
+
+    def on_train_epoch_end(self):
+        time.sleep(1.5)
+
+
+def test_a_run_has_its_machines_figures_and_its_codes_version(tmp_path, logger, uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    monkeypatch.setattr("pipeline.callbacks.track.code_version", lambda: {"code.commit": "abc", "code.dirty": "False"})
+    one = logger()
+    fit(tmp_path, one, Slow(), epochs=1)
+    data = MlflowClient(uri).get_run(one.run_id).data
+    assert any(name.startswith("system/cpu") for name in data.metrics)
+    assert (data.tags["code.commit"], data.tags["code.dirty"]) == ("abc", "False")
+
+
+def test_the_codes_version_is_its_own_repositorys(tmp_path, monkeypatch):
+    """Not that of a repository which merely contains the environment, nor the working directory's."""
+    from pipeline import provenance
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout
+
+    file = tmp_path / "provenance.py"
+    file.write_text("1")
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.code_version() == {}
+    git("init", "-q")
+    assert provenance.code_version() == {}
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    assert provenance.code_version() == {"code.commit": commit, "code.dirty": "False"}
+    file.write_text("2")
+    assert provenance.code_version() == {"code.commit": commit, "code.dirty": "True"}
 
 
 def test_a_refused_entry_does_not_end_the_record(logger, uri, tmp_path):
