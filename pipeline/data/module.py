@@ -119,8 +119,8 @@ class VisionData(L.LightningDataModule):
             require_between(f"data.{name}", chance, 0, 1)
         require_between("data.batch_size", batch_size, 1)
         require_between("data.workers", workers, -1)
-        for name, number in (("close_mosaic", close_mosaic), ("cache_gb", cache_gb), ("cache_dir_gb", cache_dir_gb)):
-            require_between(f"data.{name}", number, 0)
+        for name, least in (("close_mosaic", close_mosaic), ("cache_gb", cache_gb), ("cache_dir_gb", cache_dir_gb)):
+            require_between(f"data.{name}", least, 0)
         self.mosaic, self.mixup, self.cutmix, self.close_mosaic = mosaic, mixup, cutmix, close_mosaic
         self.disk, self.disk_gb = Path(cache_dir) if cache_dir else None, cache_dir_gb
         self.augment, self.flip, self.balance = augment, flip, balance
