@@ -1,13 +1,12 @@
 """The service against the raw limit of the same cores, in one run: python benchmarks/serve.py BUNDLE [--engine …].
 
-The raw limit is decode + letterbox + network in a tight loop, one process per core. Load comes from one process with
-raw sockets; what it costs is part of the service's figures, for it runs on the same cores. Run it on an idle machine.
+The raw limit is decode + letterbox + network in a tight loop, one process per core. Load comes from this process; what it costs
+is part of the service's figures, for it runs on the same cores, and is told where it counts. Run it on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
+from serve_load import closed_loop, hang_up, message, multipart, open_loop, run
 
 PICTURES = 16
 
@@ -86,7 +86,7 @@ class Service:
         for line in self.process.stderr:
             found = re.search(r"listening on http://([\d.]+):(\d+)", line)
             if found:
-                self.host, self.port = found[1], int(found[2])
+                self.address = found[1], int(found[2])
                 break
         else:
             raise SystemExit("the service did not start")
@@ -96,11 +96,11 @@ class Service:
         self._drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
 
     def request(self, data: bytes) -> None:
-        url = f"http://{self.host}:{self.port}/predict?masks=none"
+        url = "http://{}:{}/predict?masks=none".format(*self.address)
         urllib.request.urlopen(urllib.request.Request(url, data, method="POST"), timeout=60).read()
 
     def metric(self, name: str) -> float:
-        text = urllib.request.urlopen(f"http://{self.host}:{self.port}/metrics", timeout=60).read().decode()
+        text = urllib.request.urlopen("http://{}:{}/metrics".format(*self.address), timeout=60).read().decode()
         return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
     def family(self) -> list[psutil.Process]:
@@ -112,106 +112,19 @@ class Service:
         return sum(process.memory_full_info().pss for process in self.family()) / 2**20
 
     def cpu_s(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self.family())
+        return sum(self.cpu_by_part().values())
+
+    def cpu_by_part(self) -> dict[str, float]:
+        """Processor seconds so far of the process that speaks HTTP, the decoders and the engines."""
+        found = dict.fromkeys(("http", "tri-decoder", "tri-engine"), 0.0)
+        for process in self.family():
+            name = process.name()
+            found[name if name in found else "http"] += sum(process.cpu_times()[:2])
+        return found
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
-
-
-def message(body: bytes, path: str = "/predict?masks=none", kind: str = "image/jpeg") -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-class Connection:
-    """A kept connection that sends ready-made bytes."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def ask(self, data: bytes) -> int:
-        if self._reader is None or self._writer is None or self._writer.is_closing():
-            self._reader, self._writer = await asyncio.open_connection(self._service.host, self._service.port)
-        self._writer.write(data)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head)
-        assert length is not None
-        await self._reader.readexactly(int(length[1]))
-        if b"connection: close" in head:
-            self.close()
-        return int(head[9:12])
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
-
-
-async def closed_loop(
-    service: Service, clients: int, seconds: float, messages: list[bytes]
-) -> tuple[float, list[float]]:
-    """Answers per second, and every answer's milliseconds."""
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-
-    async def client(number: int) -> None:
-        connection = Connection(service)
-        turn = number
-        while time.perf_counter() < end:
-            begun = time.perf_counter()
-            if await connection.ask(messages[turn % len(messages)]) == 200:
-                times.append(1000 * (time.perf_counter() - begun))
-            turn += 1
-        connection.close()
-
-    await asyncio.gather(*(client(number) for number in range(clients)))
-    return len(times) / seconds, times
-
-
-async def open_loop(
-    service: Service, rate: float, seconds: float, messages: list[bytes]
-) -> tuple[float, list[float], list[float]]:
-    """Sends on schedule, whatever comes back: answers per second, milliseconds of the answers and of the refusals."""
-    answered: list[float] = []
-    refused: list[float] = []
-    idle: list[Connection] = []
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def one(data: bytes, due: float) -> None:
-        connection = idle.pop() if idle else Connection(service)
-        try:
-            status = await connection.ask(data)
-        except (OSError, EOFError):
-            connection.close()
-            return
-        (answered if status == 200 else refused).append(1000 * (time.perf_counter() - due))
-        idle.append(connection)
-
-    begun = time.perf_counter()
-    for number in range(round(rate * seconds)):
-        due = begun + number / rate
-        if due > time.perf_counter():
-            await asyncio.sleep(due - time.perf_counter())
-        task = asyncio.ensure_future(one(messages[number % len(messages)], due))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
-    return len(answered) / (time.perf_counter() - begun), answered, refused
-
-
-async def hang_up(service: Service, clients: int, messages: list[bytes]) -> None:
-    """Clients that leave after 50 ms."""
-
-    async def one(data: bytes) -> None:
-        _, writer = await asyncio.open_connection(service.host, service.port)
-        writer.write(data)
-        await asyncio.sleep(0.05)
-        writer.transport.abort()
-
-    await asyncio.gather(*(one(messages[number % len(messages)]) for number in range(clients)))
 
 
 def raw_cost(bundle: str, engine: str, count: int) -> float:
@@ -233,16 +146,28 @@ def _raw_cost(bundle: str, engine: str, count: int) -> float:
     return 1000 * (time.process_time() - begun) / count
 
 
-def multipart(data: list[bytes]) -> bytes:
-    parts = [
-        b'--b\r\nContent-Disposition: form-data; name="i"; filename="%d.jpg"\r\n\r\n' % number + one + b"\r\n"
-        for number, one in enumerate(data)
-    ]
-    return message(b"".join(parts) + b"--b--\r\n", kind="multipart/form-data; boundary=b")
-
-
 def percentile(values: list[float], share: float) -> float:
     return float(np.percentile(values, share)) if values else float("nan")
+
+
+def overload(
+    service: Service, peak: float, seconds: float, messages: list[bytes], record: Callable[[str, Any], None]
+) -> None:
+    """Ten times the peak. Refusing costs the service processor time and sending costs the sender some: both are told."""
+    parts, own = service.cpu_by_part(), time.process_time()
+    _, times = run(closed_loop(service.address, 8, seconds, messages))
+    at_peak = len(times) / (sum(service.cpu_by_part().values()) - sum(parts.values()))
+    closed_own = time.process_time() - own
+    before, parts, own = service.memory_mb(), service.cpu_by_part(), time.process_time()
+    found = run(open_loop(service.address, 10 * peak, seconds, messages))
+    spent = {name: value - parts[name] for name, value in service.cpu_by_part().items()}
+    record("answered at 10 times the peak, of the peak", round(len(found.answered) / found.seconds / peak, 3))
+    record("refusals, median and p99 ms", [round(percentile(found.refused, share), 1) for share in (50, 99)])
+    record("refused, and connections lost", [len(found.refused), found.lost])
+    record("memory after it, MB more", round(service.memory_mb() - before))
+    record("its processor seconds by part", {name: round(value, 2) for name, value in spent.items()})
+    record("the sender's, and at the peak", [round(time.process_time() - own, 2), round(closed_own, 2)])
+    record("answers per processor second, of the peak's", round(len(found.answered) / sum(spent.values()) / at_peak, 3))
 
 
 def main() -> None:
@@ -280,13 +205,12 @@ def main() -> None:
             time.sleep(12)
             record("one core's share when idle", round((service.cpu_s() - before) / 12, 4))
             record("memory when idle, MB", round(service.memory_mb()))
-        run: Callable[[Any], Any] = asyncio.run
-        run(closed_loop(service, 8, 2, messages))
-        rate, _ = run(closed_loop(service, 8, given.seconds, messages))
-        _, times = run(closed_loop(service, 1, given.seconds / 2, messages))
-        requests, _ = run(closed_loop(service, 1, given.seconds, many))
+        run(closed_loop(service.address, 8, 2, messages))
+        rate, _ = run(closed_loop(service.address, 8, given.seconds, messages))
+        _, times = run(closed_loop(service.address, 1, given.seconds / 2, messages))
+        requests, _ = run(closed_loop(service.address, 1, given.seconds, many))
         spent, counted = service.cpu_s(), service.metric("trifocal_images_total{")
-        run(closed_loop(service, 8, given.seconds, messages))
+        run(closed_loop(service.address, 8, given.seconds, messages))
         cost = 1000 * (service.cpu_s() - spent) / (service.metric("trifocal_images_total{") - counted)
         costs.append(raw_cost(given.bundle, given.engine, 100) / cost)
         raws.append(raw)
@@ -303,16 +227,12 @@ def main() -> None:
     record("bare loop, ms", [round(value, 2) for value in singles])
     record("a lone client's median over it, ms", [round(value, 2) for value in lone])
     peak = rates[-1] * raws[-1]
-    _, answered, refused = asyncio.run(open_loop(service, 0.7 * peak, given.seconds, messages))
-    record("p99 at 70 % of the peak, of the bare time", round(percentile(answered, 99) / ms, 2))
-    record("refused at 70 % of the peak", len(refused))
-    before = service.memory_mb()
-    rate, answered, refused = asyncio.run(open_loop(service, 10 * peak, given.seconds, messages))
-    record("answered at 10 times the peak, of the peak", round(rate / peak, 3))
-    record("refusals, median and p99 ms", [round(percentile(refused, 50), 1), round(percentile(refused, 99), 1)])
-    record("memory after it, MB more", round(service.memory_mb() - before))
+    usual = run(open_loop(service.address, 0.7 * peak, given.seconds, messages))
+    record("p99 at 70 % of the peak, of the bare time", round(percentile(usual.answered, 99) / ms, 2))
+    record("refused at 70 % of the peak", len(usual.refused))
+    overload(service, peak, given.seconds, messages, record)
     before = service.metric("trifocal_batch_size_count")
-    asyncio.run(hang_up(service, 40, messages))
+    run(hang_up(service.address, 40, messages))
     time.sleep(2)
     record("batches for 40 clients that left after 50 ms", service.metric("trifocal_batch_size_count") - before)
     service.stop()

@@ -18,10 +18,19 @@ class Admission:
         max_bytes: bytes of their requests.
         max_wait_s: longest wait before work begins that is worth accepting.
         lanes: pictures that are worked on side by side.
+        tell: called with how many pictures and bytes more (or less, below zero) are in the house.
     """
 
-    def __init__(self, max_items: int, max_bytes: int, max_wait_s: float, lanes: int) -> None:
+    def __init__(
+        self,
+        max_items: int,
+        max_bytes: int,
+        max_wait_s: float,
+        lanes: int,
+        tell: Callable[[int, int], None] = lambda _items, _bytes: None,
+    ) -> None:
         self.max_items, self.max_bytes, self.max_wait_s, self.lanes = max_items, max_bytes, max_wait_s, lanes
+        self._tell = tell
         self.items = self.bytes = 0
         self._seconds = 0.0
 
@@ -30,14 +39,25 @@ class Admission:
         each = seconds / items
         self._seconds += (each - self._seconds) * (0.1 if self._seconds else 1.0)
 
+    def enter(self, items: int, count: int) -> None:
+        """So many pictures and bytes more are in the house; fewer, below zero."""
+        self.items += items
+        self.bytes += count
+        self._tell(items, count)
+
     @property
     def estimated_wait_s(self) -> float:
         """Seconds until a picture that came now would be begun."""
         return max(0, self.items - self.lanes + 1) * self._seconds / self.lanes
 
     def ticket(self, deadline_s: float) -> Ticket:
-        """For a request whose answer is worthless after `deadline_s`; raises Problem where the wait would be too long."""
+        """For a request whose answer is worthless after `deadline_s`; raises Problem where it would wait too long.
+
+        A house that is full of pictures already refuses here too: what comes later, the body, need not be read then.
+        """
         wait = self.estimated_wait_s
+        if self.items >= self.max_items:
+            raise Problem("overloaded", f"{self.items} pictures are waiting", wait)
         if wait > min(self.max_wait_s, deadline_s):
             raise Problem("overloaded", f"the wait would be about {wait:.1f} s", wait - self.max_wait_s / 2)
         return Ticket(self)
@@ -53,8 +73,7 @@ class Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._house.items -= self.items
-        self._house.bytes -= self.bytes
+        self._house.enter(-self.items, -self.bytes)
         self.items = self.bytes = 0
 
     def take_bytes(self, count: int) -> None:
@@ -62,7 +81,7 @@ class Ticket:
         house = self._house
         if house.bytes + count > house.max_bytes:
             raise Problem("overloaded", f"{house.bytes >> 20} MiB of pictures are waiting", house.estimated_wait_s)
-        house.bytes += count
+        house.enter(0, count)
         self.bytes += count
 
     def take_items(self, count: int) -> None:
@@ -72,7 +91,7 @@ class Ticket:
             raise Problem("too-many-images", f"{count} pictures; at most {house.max_items} at a time")
         if house.items + count > house.max_items:
             raise Problem("overloaded", f"{house.items} pictures are waiting", house.estimated_wait_s)
-        house.items += count
+        house.enter(count, 0)
         self.items += count
 
 

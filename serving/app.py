@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.middleware import INTERNAL, Envelope, problem_response
+from serving.middleware import EXPOSED_HEADERS, INTERNAL, Envelope, problem_response
 from serving.problems import Problem
 from serving.routes import operate, page, predict, v2
 from serving.service import Service
@@ -36,7 +36,7 @@ def build_app(service: Service) -> Envelope:
             allow_origins=service.settings.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-ID"],
-            expose_headers=["Retry-After", "X-Model-Version", "X-Request-ID"],
+            expose_headers=EXPOSED_HEADERS,
         )
     return Envelope(app, service)
 

@@ -11,7 +11,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from serving.admission import Ticket
-from serving.headers import whole_number
 from serving.problems import Problem
 
 
@@ -35,11 +34,9 @@ async def read_body(request: Request, limit: int, timeout_s: float, ticket: Tick
     """The whole body, counted on the ticket as it comes.
 
     Raises:
-        Problem: too large (from the header, or as soon as it is), too slow, broken off, or no room for it.
+        Problem: too large as soon as it is, too slow, broken off, or no room for it. What the header says of its size
+            was looked at before.
     """
-    told = whole_number(request.headers.get("content-length", ""))
-    if told is not None and told > limit:
-        raise Problem("body-too-large", f"{told} bytes; at most {limit}")
     parts: list[bytes] = []
     got = 0
     try:

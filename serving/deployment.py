@@ -90,8 +90,12 @@ class Deployment:
         height, width = self.manifest.input.size
         self.slot_bytes = height * width * 3
         slots = max(1, min(settings.queue_items, settings.queue_bytes // self.slot_bytes))
-        self._slab = Slab(self.slot_bytes, slots)
-        self.admission = Admission(slots, settings.queue_bytes, settings.max_wait_s, settings.lanes())
+        # Work that was given up keeps its slot until its process has done with it, while others are let in already.
+        in_work = settings.decode_lanes() + settings.lanes() * settings.batch()
+        self._slab = Slab(self.slot_bytes, slots + in_work)
+        self.admission = Admission(
+            slots, settings.queue_bytes, settings.max_wait_s, settings.lanes(), metrics.in_the_house
+        )
         self.ready: dict[str, Any] = {}
         self._scratch: Scratch | None = None
         with contextlib.suppress(OSError):  # without room for it, each engine process holds its own weights
@@ -105,11 +109,6 @@ class Deployment:
         """The MLflow run that trained the network."""
         found = self.manifest.provenance.get("run_id")
         return str(found) if found else None
-
-    @property
-    def waiting(self) -> int:
-        """Pictures between decoder and engine."""
-        return len(self._scheduler) if self._scheduler else 0
 
     async def start(self) -> None:
         """Starts the processes; each engine passes the bundle's self-test first. Raises EngineError or ServeError."""

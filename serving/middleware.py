@@ -16,6 +16,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.headers import whole_number
 from serving.problems import MEDIA_TYPE, Problem
 from serving.service import Service
 
@@ -47,17 +48,40 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"] if name in _WANTED}
-        request_id = _request_id(headers.get(b"x-request-id", b""))
-        state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        state["oip"] = scope["path"].startswith("/v2")
         begun = time.perf_counter()
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        # The server has asked already, but for pipelined requests.
+        refusal = None if "let_in" in state else self.turn_away(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
         with self._service.traces.request(scope):
-            await self._answer(scope, receive, send, headers)
+            await self._answer(scope, receive, send)
         self._count(scope, state.get("status", 0), time.perf_counter() - begun)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
+    def turn_away(self, scope: MutableMapping[str, Any]) -> Response | None:
+        """Key, quota and room, by the head alone: the refusal, counted; None where the request is let in.
+
+        To be asked once for a request, before anything of its body is read: under overload, refusing must cost next to
+        nothing.
+        """
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        headers = {name: value for name, value in scope["headers"] if name in _WANTED}
+        state["request_id"] = _request_id(headers.get(b"x-request-id", b""))
+        state["oip"] = scope["path"].startswith("/v2")
+        try:
+            self._let_in(scope, headers)
+        except Problem as problem:
+            with self._service.traces.request(scope):
+                state["status"] = problem.status
+                response = problem_response(problem, state)
+            response.raw_headers += [(b"x-request-id", state["request_id"].encode()), *self._for_page(headers)]
+            self._count(scope, problem.status, 0)
+            return response
+        state["let_in"] = True
+        return None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope["state"]
         request_id = state["request_id"]
 
@@ -68,7 +92,6 @@ class Envelope:
             await send(message)
 
         try:
-            self._let_in(scope, headers)
             await self._app(scope, receive, answer)
         except Problem as problem:
             await problem_response(problem, state)(scope, receive, answer)
@@ -90,8 +113,20 @@ class Envelope:
         client = given.decode("latin-1") if self._keys else (scope.get("client") or ("",))[0]
         if scope["method"] == "POST":
             self._service.quota.take(client)
-            # Before any routing: under overload, refusing must cost next to nothing.
+            size, most = (
+                whole_number(headers.get(b"content-length", b"").decode("latin-1")),
+                self._service.settings.max_body,
+            )
+            if size is not None and size > most:
+                raise Problem("body-too-large", f"{size} bytes; at most {most}")
             self._service.require_room()
+
+    def _for_page(self, headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """What lets a page of an allowed origin read a refusal, which the CORS layer further in never sees."""
+        origin, allowed = headers.get(b"origin", b"").decode("latin-1"), self._service.settings.cors
+        if not origin or (origin not in allowed and "*" not in allowed):
+            return []
+        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin"), _EXPOSED]
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -123,7 +158,11 @@ class Envelope:
 
 
 _REFUSALS = frozenset({"overloaded", "over-quota"})
-_WANTED = frozenset({b"x-request-id", b"authorization", b"x-api-key"})
+_WANTED = frozenset({b"x-request-id", b"authorization", b"x-api-key", b"content-length", b"origin"})
+EXPOSED_HEADERS = ("Retry-After", "X-Model-Version", "X-Request-ID")
+"""What other origins' pages may read besides the body."""
+
+_EXPOSED = (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode())
 _CLOSING = frozenset({"body-too-large", "slow-sender", "unauthorized", "over-quota"})
 """Problems after which the rest of the body is not worth reading."""
 

@@ -40,10 +40,10 @@ class Metrics:
             "trifocal_batch_size", "Pictures computed together.", buckets=(1, 2, 4, 8, 16, 32), registry=registry
         )
         self._lost = Counter("trifocal_lost_processes", "Processes that died or hung.", ["kind"], registry=registry)
-        self.waiting = Gauge(
+        self._waiting = Gauge(
             "trifocal_queue_images", "Pictures in the house.", registry=registry, multiprocess_mode="livesum"
         )
-        self.waiting_bytes = Gauge(
+        self._waiting_bytes = Gauge(
             "trifocal_queue_bytes", "Bytes of requests in the house.", registry=registry, multiprocess_mode="livesum"
         )
         self._model = Gauge(
@@ -63,6 +63,11 @@ class Metrics:
     def batch(self, size: int) -> None:
         """Counts one batch."""
         self._batch.observe(size)
+
+    def in_the_house(self, pictures: int, size: int) -> None:
+        """Counts pictures and bytes that came in, or that left: below zero."""
+        self._waiting.inc(pictures)
+        self._waiting_bytes.inc(size)
 
     def lost(self, kind: str) -> None:
         """Counts a process that died or hung."""

@@ -1,4 +1,4 @@
-"""Uvicorn with what it lacks: a drain before it stops, and a time limit for slowly sent headers."""
+"""Uvicorn with what it lacks: a drain before it stops, and the protocol's limits."""
 
 from __future__ import annotations
 
@@ -8,65 +8,16 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pipeline.errors import ServeError
 from serving.app import build_app
+from serving.protocol import LimitedProtocol
 from serving.service import Service
 from serving.settings import Settings
 
 log = logging.getLogger("trifocal.server")
-
-MAX_HEADER_BYTES = 65_536
-
-
-class LimitedProtocol(HttpToolsProtocol):
-    """Closes a connection whose next request's head does not come whole in time, or has no end."""
-
-    header_timeout_s = 10.0
-    max_connections = 1000
-    _timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
-
-    def connection_made(self, transport: Any) -> None:
-        """Counts it; one too many is closed."""
-        super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
-            transport.close()
-            return
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes of a head are counted until it is whole."""
-        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._expect_head()
-        if self._timer is not None:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._timer is not None and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        """The head is whole."""
-        self._head_came()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more is expected."""
-        self._head_came()
-        super().connection_lost(exc)
-
-    def _expect_head(self) -> None:
-        self._head_bytes = 0
-        self._timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
-
-    def _head_came(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class DrainingServer(uvicorn.Server):
@@ -121,13 +72,19 @@ async def serve(
         alive: a pipe whose other end a supervisor holds: when that is gone, this process ends too.
     """
     settings = service.settings
+    app = build_app(service)
     protocol = type(
         "Protocol",
         (LimitedProtocol,),
-        {"header_timeout_s": settings.header_timeout_s, "max_connections": settings.connections},
+        {
+            "header_timeout_s": settings.header_timeout_s,
+            "body_timeout_s": settings.body_timeout_s,
+            "max_connections": settings.connections,
+            "turn_away": staticmethod(app.turn_away),
+        },
     )
     config = uvicorn.Config(
-        build_app(service),
+        app,
         http=protocol,
         ws="none",
         lifespan="off",

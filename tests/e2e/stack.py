@@ -165,7 +165,8 @@ class Compose:
         for place, here in places.items():
             assert place in text, place
             text = text.replace(place, here)
-        self.services = yaml.safe_load(text.replace("$$", "$"))["services"]
+        found = yaml.safe_load(text.replace("$$", "$"))
+        self.services, self.configs = found["services"], found["configs"]
 
     def environment(self, service: str) -> dict[str, str]:
         """A service's variables."""

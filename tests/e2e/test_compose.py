@@ -22,7 +22,8 @@ SECRETS = {
     "POSTGRES_PASSWORD": "db-secret",
     "S3_ACCESS_KEY": "key",
     "S3_SECRET_KEY": "s3-secret",
-    "TRIFOCAL_API_KEYS": "k1",
+    "TRIFOCAL_API_KEYS": "k1,k2",
+    "PROMETHEUS_KEY": "k2",
 }
 FILE = str(ROOT / "docker-compose.yml")
 
@@ -94,19 +95,21 @@ def test_a_registered_champion_is_served_and_its_successor_takes_over(stack, tmp
     environment = {**compose.environment("service"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     with Running(reference, *options, "--poll", "0.5", "--drain", "0", **environment) as service:
         assert service.client.post("/predict", content=picture()).status_code == 401
-        service.client.headers["Authorization"] = f"Bearer {SECRETS['TRIFOCAL_API_KEYS']}"
+        service.client.headers["Authorization"] = "Bearer k1"
         answer = service.client.post("/predict", content=picture(40, 80, (0, 0, 255))).json()
         assert answer["model"]["version"] == "1"
         assert answer["images"][0]["heads"]["colour"]["labels"] == ["blue"]
         assert register(read_bundle(known_bundle(tmp_path / "second", ballast_mb=1)), name, alias) == "2"
         service.wait_for("version 2 took over from 1", fail="broken")
         assert service.client.post("/predict", content=picture()).json()["model"]["version"] == "2"
-        # As Prometheus would read it.
+        # As Prometheus reads it, with the key that the file gives it.
         from prometheus_client.parser import text_string_to_metric_families as families
 
-        assert {"trifocal_requests", "trifocal_model_info"} <= {
-            f.name for f in families(service.client.get("/metrics").text)
-        }
+        (job,) = yaml.safe_load(compose.configs["prometheus"]["content"])["scrape_configs"]
+        key = {"Authorization": f"Bearer {job['authorization']['credentials']}"}
+        seen = service.client.get("/metrics", headers=key)
+        assert seen.status_code == 200
+        assert {"trifocal_requests", "trifocal_model_info"} <= {found.name for found in families(seen.text)}
         assert service.stop() == 0
     # What is known lies in PostgreSQL, and the files in the store.
     import psycopg2

@@ -37,6 +37,19 @@ def test_what_would_never_fit_is_told_apart_from_what_does_not_fit_now():
     assert never.value.status == 413
 
 
+def test_a_full_house_refuses_before_anything_is_read():
+    admission = house()
+    with admission.ticket(10) as ticket:
+        ticket.take_items(9)
+        admission.ticket(10)
+        ticket.take_items(1)
+        with pytest.raises(Problem) as full:
+            admission.ticket(10)
+        assert full.value.kind == "overloaded"
+        assert full.value.headers()["Retry-After"] == "1"
+    admission.ticket(10)
+
+
 def test_refusal_is_by_estimated_wait():
     admission = house(max_items=1000)
     with admission.ticket(10) as ticket:

@@ -1,0 +1,111 @@
+"""Uvicorn's HTTP protocol with what it lacks: limits on slow senders, and refusals that cost next to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+MAX_HEADER_BYTES = 65_536
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Closes a connection whose next head does not come whole in time or has no end; refuses by the head alone.
+
+    What `turn_away` refuses is answered before its body is read and without a task. The rest of its body is read and
+    thrown away: a connection closed on unread bytes is reset, and its client would lose the answer.
+    """
+
+    header_timeout_s = 10.0
+    body_timeout_s = 20.0
+    max_connections = 1000
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+    _leaving = False
+
+    @staticmethod
+    def turn_away(scope: MutableMapping[str, Any]) -> Response | None:
+        """What refuses a request by its head alone; None lets it in. The application puts its own here."""
+        del scope
+        return None
+
+    def connection_made(self, transport: Any) -> None:
+        """Counts it; one too many is closed."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            transport.close()
+            return
+        self._wait_at_most(self.header_timeout_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head are counted until it is whole; bytes of a body that was answered already have their time too."""
+        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_at_most(self.header_timeout_s if self._in_head else self.body_timeout_s)
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._came()
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is whole; what follows is the next head."""
+        super().on_message_complete()
+        self._came()
+        self._in_head, self._head_bytes = True, 0
+        if self._leaving:
+            self.transport.close()
+        elif self.cycle.response_complete:  # the body came after its answer, and ended the wait for the next head
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more is expected."""
+        self._came()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """A request's turn. With a uvicorn that names this step otherwise, the application itself refuses, in a task."""
+        if self.transport.is_closing():
+            return
+        # Refusing a queue of pipelined requests here would recurse: only the last of them is.
+        response = None if self.pipeline else self.turn_away(cycle.scope)
+        if response is None:
+            super()._start_asgi_task(cycle, app)
+        else:
+            self._refuse(cycle, response)
+
+    def _refuse(self, cycle: Any, response: Response) -> None:
+        self._leaving = not cycle.keep_alive or response.headers.get("connection") == "close"
+        parts = [STATUS_LINE[response.status_code]]
+        for name, value in (*self.server_state.default_headers, *response.raw_headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive and "connection" not in response.headers:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", b"" if cycle.scope["method"] == "HEAD" else bytes(response.body))
+        self.transport.write(b"".join(parts))
+        cycle.response_started = cycle.response_complete = True
+        self.on_response_complete()
+        if cycle.more_body:
+            self._wait_at_most(self.body_timeout_s)
+        elif self._leaving:
+            self.transport.close()
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self.transport.close)
+
+    def _came(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
