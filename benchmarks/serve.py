@@ -156,18 +156,21 @@ def overload(
     """Ten times the peak. Refusing costs the service processor time and sending costs the sender some: both are told."""
     parts, own = service.cpu_by_part(), time.process_time()
     _, times = run(closed_loop(service.address, 8, seconds, messages))
-    at_peak = len(times) / (sum(service.cpu_by_part().values()) - sum(parts.values()))
-    closed_own = time.process_time() - own
+    at_peak, sender_at_peak = service.cpu_s() - sum(parts.values()), time.process_time() - own
     before, parts, own = service.memory_mb(), service.cpu_by_part(), time.process_time()
     found = run(open_loop(service.address, 10 * peak, seconds, messages))
     spent = {name: value - parts[name] for name, value in service.cpu_by_part().items()}
-    record("answered at 10 times the peak, of the peak", round(len(found.answered) / found.seconds / peak, 3))
+    sender, served = time.process_time() - own, sum(spent.values())
+    answered, refused = len(found.answered), len(found.refused)
+    alone = answered / served * at_peak / len(times)
+    together = answered / (served + sender) * (at_peak + sender_at_peak) / len(times)
+    record("answered at 10 times the peak, of the peak", round(answered / found.seconds / peak, 3))
     record("refusals, median and p99 ms", [round(percentile(found.refused, share), 1) for share in (50, 99)])
-    record("refused, and connections lost", [len(found.refused), found.lost])
+    record("answered, refused, connections lost", [answered, refused, found.lost])
     record("memory after it, MB more", round(service.memory_mb() - before))
-    record("its processor seconds by part", {name: round(value, 2) for name, value in spent.items()})
-    record("the sender's, and at the peak", [round(time.process_time() - own, 2), round(closed_own, 2)])
-    record("answers per processor second, of the peak's", round(len(found.answered) / sum(spent.values()) / at_peak, 3))
+    record("processor seconds by part", {name: round(value, 2) for name, value in spent.items()} | {"sender": sender})
+    record("answers per processor second, of the peak's", round(alone, 3))
+    record("the same with the sender's seconds", round(together, 3))
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -169,7 +169,7 @@ _CLOSING = frozenset({"body-too-large", "slow-sender", "unauthorized", "over-quo
 
 def _request_id(given: bytes) -> str:
     text = given.decode("latin-1")
-    return text if _SANE_ID.fullmatch(text) else uuid.uuid4().hex
+    return text if _SANE_ID.fullmatch(text) else os.urandom(16).hex()
 
 
 def problem_response(problem: Problem, state: MutableMapping[str, Any]) -> Response:

@@ -9,6 +9,8 @@ from typing import Any
 
 MEDIA_TYPE = "application/problem+json"
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -83,4 +85,4 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
 
     def encode(self, instance: str = "", oip: bool = False) -> bytes:
         """The document as JSON."""
-        return json.dumps(self.document(instance, oip), separators=(",", ":")).encode()
+        return _ENCODER.encode(self.document(instance, oip)).encode()
