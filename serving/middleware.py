@@ -105,7 +105,7 @@ class Envelope:
         # A browser asks by OPTIONS without a key whether it may ask with one.
         if path in OPEN_PATHS or path.startswith("/page/") or scope["method"] == "OPTIONS":
             return
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"x-api-key", b"")
+        given = _key(headers)
         # All keys are compared, so that time tells nothing about which one is near.
         known = sum(hmac.compare_digest(given, key) for key in self._keys)
         if self._keys and not known:
@@ -129,7 +129,7 @@ class Envelope:
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin"), _EXPOSED]
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = getattr(scope.get("route"), "path", None) or _route(scope["path"])
         self._service.metrics.requests.labels(route, scope["method"], str(status)).inc()
         reason = scope["state"].get("reason")
         if reason is not None and status != 500:
@@ -165,6 +165,19 @@ EXPOSED_HEADERS = ("Retry-After", "X-Model-Version", "X-Request-ID")
 _EXPOSED = (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode())
 _CLOSING = frozenset({"body-too-large", "slow-sender", "unauthorized", "over-quota"})
 """Problems after which the rest of the body is not worth reading."""
+
+
+def _route(path: str) -> str:
+    """Which route a request was for that was refused before routing; few names, whatever strangers ask for."""
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        return "/v2/models/{name}/infer"
+    return path if path in {"/predict", "/model", "/metrics"} else "unknown"
+
+
+def _key(headers: dict[bytes, bytes]) -> bytes:
+    """The API key; a header of another scheme, as some proxies add it, is none."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
 
 
 def _request_id(given: bytes) -> str:

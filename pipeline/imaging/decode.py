@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,26 @@ def read_image(path: Path, at_least: int | None = None) -> tuple[Pixels, tuple[i
 
 
 def decode_bytes(
-    data: bytes, name: str, at_least: int | None = None, max_pixels: int | None = None
+    data: bytes,
+    name: str,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
 ) -> tuple[Pixels, tuple[int, int]]:
-    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` (MAX_PIXELS) are refused by the header."""
+    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` are refused by the header."""
     if not data:
         raise ImageError(f"{name}: the file is empty")
     with warnings.catch_warnings():
         # Pillow warns of odd but readable files; the limits here are ours.
         warnings.simplefilter("ignore")
         try:
-            return _decode(data, name, at_least, MAX_PIXELS if max_pixels is None else max_pixels)
+            return _decode(data, name, at_least, max_pixels, formats)
         except UnidentifiedImageError as error:
-            raise ImageFormatError(f"{name}: not an image of an allowed format ({', '.join(FORMATS)})") from error
+            raise ImageFormatError(f"{name}: not an image of an allowed format ({', '.join(formats)})") from error
         except Image.DecompressionBombError as error:
-            raise ImageSizeError(f"{name}: {str(error).partition(',')[0]}") from error
+            told = re.search(r"\d+ pixels", str(error))  # Pillow goes on to name its own limit
+            size = told[0] if told else "a size in pixels that"
+            raise ImageSizeError(f"{name}: {size} is more than {max_pixels}") from error
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise ImageError(f"{name}: cannot be decoded: {error}") from error
         except (TypeError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
@@ -68,8 +75,10 @@ def decode_bytes(
             raise ImageError(f"{name}: broken file: {error!r}") from error
 
 
-def _decode(data: bytes, name: str, at_least: int | None, max_pixels: int) -> tuple[Pixels, tuple[int, int]]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+def _decode(
+    data: bytes, name: str, at_least: int | None, max_pixels: int, formats: tuple[str, ...]
+) -> tuple[Pixels, tuple[int, int]]:
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         if image.width * image.height > max_pixels:
             raise ImageSizeError(f"{name}: {image.width} x {image.height} is more than {max_pixels} pixels")
         if image.format == "JPEG" and image.mode in {"RGB", "L"}:

@@ -45,8 +45,7 @@ async def predict(request: Request) -> Response:
         options, picture = _options(request, form, model)
         ticket.take_items(len(form.uploads))
         service.traces.note(model_version=model.version, pictures=len(form.uploads))
-        left = deadline_s - (time.perf_counter() - begun)
-        work = _all(service, model, form.uploads, options, left, picture)
+        work = _all(service, model, form.uploads, options, picture, begun, deadline_s)
         answered = await unless_gone(request, work)
         response = _respond(request, model, form.uploads, answered, begun)
         service.metrics.stage("total", time.perf_counter() - begun)
@@ -129,18 +128,19 @@ async def _all(
     model: Deployment,
     uploads: list[Upload],
     options: PredictOptions,
-    left_s: float,
     picture: str | None,
+    begun: float,
+    deadline_s: float,
 ) -> list[ImageAnswer | Problem | bytes]:
     try:
-        async with asyncio.timeout(left_s):
+        async with asyncio.timeout(deadline_s - (time.perf_counter() - begun)):
             answered = await asyncio.gather(*(_one(service, model, upload, options) for upload in uploads))
             if picture and isinstance(answered[0], ImageAnswer):
                 only = uploads[0]
                 return [await model.draw(only.data, only.name, answered[0], PICTURES[picture])]
             return list(answered)
     except TimeoutError as error:
-        raise Problem("deadline", f"not answered within {left_s:.3g} s") from error
+        raise Problem("deadline", f"not answered within {deadline_s:g} s") from error
 
 
 async def _one(service: Service, model: Deployment, upload: Upload, options: PredictOptions) -> ImageAnswer | Problem:

@@ -106,7 +106,7 @@ async def infer(request: Request) -> Response:
         inference = await _beside(len(body), _parse, request, model, body, service.settings.max_images)
         ticket.take_items(len(inference.pictures))
         service.traces.note(model_version=model.version, pictures=len(inference.pictures))
-        answered = await unless_gone(request, _all(model, inference, deadline_s - (time.perf_counter() - begun)))
+        answered = await unless_gone(request, _all(model, inference, begun, deadline_s))
         service.metrics.images.labels("answered").inc(len(answered))
         size = sum(len(answer.tensors) for answer in answered)
         content, length = await _beside(size, _write, model, inference, answered)
@@ -149,15 +149,15 @@ def _parse(request: Request, model: Deployment, body: bytes, most: int) -> Infer
     return parse_inference(body, length, spec.name, spec.size, names, most)
 
 
-async def _all(model: Deployment, inference: Inference, left_s: float) -> list[TensorAnswer]:
+async def _all(model: Deployment, inference: Inference, begun: float, deadline_s: float) -> list[TensorAnswer]:
     try:
-        async with asyncio.timeout(left_s), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(deadline_s - (time.perf_counter() - begun)), asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(model.infer(picture, f"{ENCODED}[{index}]", inference.encoded))
                 for index, picture in enumerate(inference.pictures)
             ]
     except TimeoutError as error:
-        raise Problem("deadline", f"not answered within {left_s:.3g} s") from error
+        raise Problem("deadline", f"not answered within {deadline_s:g} s") from error
     except BaseExceptionGroup as group_error:
         problem = next((one for one in group_error.exceptions if isinstance(one, Problem)), None)
         raise (problem or group_error.exceptions[0]) from None

@@ -31,6 +31,9 @@ from pipeline.labels import LabelSpace
 from serving.workers import wire
 from serving.workers.entry import await_work, enter, hush_libraries
 
+SERVED = tuple(name for name in FORMATS if name != "PPM")
+"""What the API promises to read; the one format more is training data's."""
+
 
 def run(pipe: Connection, settings: dict[str, Any]) -> None:
     """Decodes and draws until the service closes the pipe.
@@ -86,7 +89,7 @@ def _work(own: socket.socket, memory: mmap.mmap, settings: dict[str, Any], head:
 def decode(data: bytes, head: wire.Head, memory: mmap.mmap, settings: dict[str, Any]) -> wire.Head:
     """One picture into the slot that the job names: how it lies there, its format and remarks; raises ImageError."""
     size = (settings["size"][0], settings["size"][1])
-    pixels, full = decode_bytes(data, head["name"], max(size), settings["max_pixels"])
+    pixels, full = decode_bytes(data, head["name"], max(size), settings["max_pixels"], SERVED)
     frame = Letterbox.fit(full, size)
     boxed = letterbox_image(pixels, frame)
     slot = np.frombuffer(memory, np.uint8, boxed.nbytes, head["slot"] * boxed.nbytes)
@@ -101,7 +104,7 @@ def _remarks(data: bytes) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
+            with Image.open(BytesIO(data), formats=SERVED) as image:
                 notes = ["only the first frame was used"] if getattr(image, "is_animated", False) else []
                 return {"format": image.format, "notes": notes}
         except Exception:  # noqa: BLE001  # a later frame may be broken in any way; the first one is whole
@@ -110,7 +113,7 @@ def _remarks(data: bytes) -> dict[str, Any]:
 
 def draw(data: bytes, head: wire.Head, settings: dict[str, Any]) -> bytes:
     """The picture with the answer over it, encoded as the job's `format`; raises ImageError."""
-    pixels, _ = decode_bytes(data, head["name"], None, settings["max_pixels"])
+    pixels, _ = decode_bytes(data, head["name"], None, settings["max_pixels"], SERVED)
     spaces = {name: LabelSpace.from_dict(space) for name, space in settings["spaces"].items()}
     picture = draw_answer(pixels, {name: _columns(found) for name, found in head["heads"].items()}, spaces, 0.0)
     options = [cv2.IMWRITE_JPEG_QUALITY, 90] if head["format"] == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]

@@ -50,7 +50,7 @@ def test_one_bad_picture_among_many_gets_its_own_error(service):
 
 
 def test_a_bad_picture_alone_is_a_problem_document(service):
-    for content, status in ((b"no picture", 415), (picture()[:60], 422), (b"", 422)):
+    for content, status in ((b"no picture", 415), (b"P6 1 1 255\n\0\0\0", 415), (picture()[:60], 422), (b"", 422)):
         answer = service.client.post("/predict", content=content, headers={"X-Request-ID": "abc-1"})
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"

@@ -32,6 +32,7 @@ async def test_a_deadline_in_the_request_ends_the_work():
     answer = await world.request(headers=[("X-Deadline-Ms", "20")]).answer()
     assert answer.status == 504
     assert answer.json["type"].endswith(":deadline")
+    assert "within 0.02 s" in answer.json["detail"]
     assert world.model.given_up == [b"x"]
     assert world.model.admission.items == 0
 
@@ -90,6 +91,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_before_the_body_is_read(
     refused = await world.request(b"y" * 1000).answer()
     assert refused.status == 503
     assert refused.read == 0
+    assert metric(world, 'trifocal_requests_total{method="POST",route="/predict",status="503"}') == 1
     world.model.gate.set()
     assert (await first.answer()).status == 200
 
@@ -150,7 +152,13 @@ async def test_api_keys_guard_everything_but_the_page_and_the_probes():
         refused = await world.request(headers=headers).answer()
         assert refused.status == 401
         assert refused.headers["www-authenticate"] == "Bearer"
-    for headers in ([("Authorization", "Bearer secret")], [("X-API-Key", "other")]):
+    beside = [("Authorization", "Basic c29tZTpib2R5"), ("X-API-Key", "secret")]
+    for headers in (
+        [("Authorization", "Bearer secret")],
+        [("Authorization", "bearer secret")],
+        [("X-API-Key", "other")],
+        beside,
+    ):
         assert (await world.request(headers=headers).answer()).status == 200
     for path in ("/healthz", "/readyz"):
         assert (await world.request(b"", path, "GET").answer()).status == 200
