@@ -114,18 +114,20 @@ class Deployment:
         """Starts the processes; each engine passes the bundle's self-test first. Raises EngineError or ServeError."""
         settings = self._settings
         spec = settings.engine
+        chosen: dict[str, Any] = {}
         try:
             if spec == "auto":
                 # Measuring loads every engine: that memory goes with the process that measured.
                 scout = self._engine_pool("auto", 1)
-                spec = str((await scout.start())["spec"])
+                found = await scout.start()
+                spec, chosen = str(found["spec"]), {"choice": found["choice"]}
                 scout.close()
             # Both are waited for, that none is left half started where the other fails.
             started = await asyncio.gather(self._start_engines(spec), self._decoders.start(), return_exceptions=True)
-            for found in started:
-                if isinstance(found, BaseException):
-                    raise found  # noqa: TRY301  # the handler below closes what did start
-            self.ready = cast("dict[str, Any]", started[0])
+            for one in started:
+                if isinstance(one, BaseException):
+                    raise one  # noqa: TRY301  # the handler below closes what did start
+            self.ready = {**cast("dict[str, Any]", started[0]), **chosen}
         except BaseException:
             await self.close()
             raise

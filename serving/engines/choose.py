@@ -36,6 +36,8 @@ class Choice:
 
     def describe(self) -> str:
         """One line for people."""
+        if not self.milliseconds:
+            return f"engine {self.spec}"
         figures = ", ".join(f"{spec} {ms:.1f} ms" for spec, ms in sorted(self.milliseconds.items(), key=lambda x: x[1]))
         left = "".join(f"; {spec} left out: {reason}" for spec, reason in self.left_out.items())
         return f"engine {self.spec} ({'measured earlier' if self.cached else 'measured now'}: {figures}{left})"
