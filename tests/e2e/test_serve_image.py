@@ -43,12 +43,15 @@ def absent() -> set[str]:
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("image")
     (folder / "sitecustomize.py").write_text(BLOCK.format(names=sorted(absent())))
-    with Running(known_bundle(folder / "known"), "--drain", "0", PYTHONPATH=f"{folder}:{ROOT}") as running:
+    places = {"PYTHONPATH": f"{folder}:{ROOT}", "XDG_CACHE_HOME": str(folder / "cache")}
+    with Running(known_bundle(folder / "known"), "--drain", "0", "--engine", "auto", **places) as running:
         yield running
 
 
 def test_nothing_but_the_services_own_packages_is_needed(service):
     assert {"torch", "lightning", "mlflow", "albumentations", "timm", "pandas", "pyarrow", "onnx"} <= absent()
+    # The default engine is the fastest that is there; what was measured is told.
+    assert re.search(r"engine \w+:\w+ \(measured now: .*onnxruntime:fp32 \d+\.\d ms", service.text)
     answer = service.client.post("/predict", content=picture(40, 80, (0, 0, 255)), params={"masks": "polygons"})
     assert answer.status_code == 200
     assert answer.json()["images"][0]["heads"]["colour"]["labels"] == ["blue"]

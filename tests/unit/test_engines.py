@@ -138,6 +138,7 @@ def test_auto_takes_the_fastest_that_passes_and_remembers_it(bundle, tmp_path, m
     assert choice.spec == "openvino:fp32"
     assert choice.left_out == {"openvino:bf16": "its metrics were not measured at export"}
     assert "openvino:fp32 2.0 ms, onnxruntime:fp32 5.0 ms; openvino:bf16 left out" in choice.describe()
+    assert choosing.Choice("onnxruntime:fp32").describe() == "engine onnxruntime:fp32"  # named, not measured
     again, _ = choosing.choose(bundle, cache=cache)  # nothing is left to measure with
     assert again.cached
     assert again.spec == choice.spec
