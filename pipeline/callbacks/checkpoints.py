@@ -60,7 +60,8 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Chooses the folder: the run's."""
         if self.dirpath is None and stage == "fit":
-            name = getattr(trainer.logger, "run_id", None) or "run"
+            found = getattr(trainer.logger, "run_id", None)  # with fast_dev_run a stand-in that has everything
+            name = found if isinstance(found, str) else "run"
             self.dirpath = str(Path(trainer.default_root_dir) / "runs" / trainer.strategy.broadcast(name))
         trainer.strategy.checkpoint_io = WholeFileIO()
         super().setup(trainer, pl_module, stage)

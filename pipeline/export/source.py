@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.registered import ModelRef, find_version, parse_ref
-from pipeline.store import open_client, plain_reason, public_uri, store_errors, store_uri
+from pipeline.registered import fetch_checkpoint, names_run
 
 
 def find_checkpoint(reference: str) -> Path:
@@ -18,30 +16,9 @@ def find_checkpoint(reference: str) -> Path:
         CheckpointError: there is none, or the store cannot be reached.
         ConfigError: `models:` is followed by neither form.
     """
-    ref = parse_ref(reference)
-    if ref is None and not reference.startswith("runs:/"):
-        path = Path(reference)
-        if not path.is_file():
-            raise CheckpointError(
-                f"checkpoint {path} does not exist; `lightning fit` writes outputs/runs/RUN/best.ckpt"
-            )
-        return path
-    try:
-        client = open_client()
-        run = reference.removeprefix("runs:/").split("/")[0]
-        if ref is not None:
-            run = _run_of_model(client, ref)
-        held = {item.path for item in client.list_artifacts(run, "checkpoints")}
-        wanted = next((path for path in ("checkpoints/best.ckpt", "checkpoints/last.ckpt") if path in held), None)
-        if wanted is None:
-            raise CheckpointError(f"{reference}: run {run} holds no checkpoint; train it to its end")
-        return Path(client.download_artifacts(run, wanted, tempfile.mkdtemp(prefix="trifocal-")))
-    except store_errors() as error:
-        raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
-
-
-def _run_of_model(client: Any, ref: ModelRef) -> str:
-    run: str | None = find_version(client, ref).run_id
-    if not run:
-        raise CheckpointError(f"{ref} was registered without a run, so its checkpoint is not known")
-    return run
+    if names_run(reference):
+        return fetch_checkpoint(reference, Path(tempfile.mkdtemp(prefix="trifocal-")))
+    path = Path(reference)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; `lightning fit` writes outputs/runs/RUN/best.ckpt")
+    return path
