@@ -94,6 +94,8 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """What was just saved as the best is linked, not written again."""
+        if getattr(trainer, "fast_dev_run", False):  # set by Lightning outside its class
+            return
         self._saved_at = time.monotonic()
         best = Path(self.best_model_path) if self.best_model_path else None
         fresh = (
