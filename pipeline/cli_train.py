@@ -63,6 +63,7 @@ class TrifocalCLI(LightningCLI):
         """Links and defaults."""
         parser.link_arguments("data.label_spaces", "model.init_args.spaces", apply_on="instantiate")
         parser.link_arguments("data.size", "model.init_args.size", apply_on="instantiate")
+        parser.link_arguments("data.train_size", "model.init_args.train_size", apply_on="instantiate")
         parser.set_defaults(
             {
                 "model": "MultiTaskModule",

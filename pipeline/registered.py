@@ -1,4 +1,4 @@
-"""Models registered in MLflow: `models:/NAME@ALIAS` and `models:/NAME/VERSION`, what they name, and their bundle."""
+"""What MLflow keeps by name: `models:/NAME@ALIAS` with its bundle, `runs:/RUN_ID` with its checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BundleError, ConfigError
+from pipeline.errors import BundleError, CheckpointError, ConfigError
 from pipeline.store import open_client, plain_reason, public_uri, store_errors, store_uri
 
 _PATTERN = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
@@ -72,3 +74,65 @@ def fetch_bundle(name: str, version: str, target: Path) -> None:
             "register it by `lightning export --register`"
         ) from error
     read_bundle(target).verify()
+
+
+def names_run(reference: str) -> bool:
+    """Whether a checkpoint is named by MLflow's `runs:/RUN_ID` or `models:/...` rather than by a file."""
+    return reference.startswith(("runs:/", "models:"))
+
+
+def fetch_checkpoint(reference: str, folder: Path) -> Path:
+    """Downloads the best checkpoint of `runs:/RUN_ID`, or of the run behind a registered model, into a folder.
+
+    `runs:/RUN_ID/checkpoints/last.ckpt` names another one.
+
+    Raises:
+        CheckpointError: there is none, or the store cannot be reached.
+        ConfigError: `models:` is followed by neither of its forms.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    ref = parse_ref(reference)
+    try:
+        client = open_client()
+        run, _, named = reference.removeprefix("runs:/").partition("/")
+        if ref is not None:
+            run, named = _run_of_model(client, ref), ""
+        held = {item.path for item in client.list_artifacts(run, "checkpoints")}
+        asked = (named,) if named else ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+        wanted = next((path for path in asked if path in held), None)
+        if wanted is None:
+            told = (
+                f"no {named}; it holds {', '.join(sorted(held))}"
+                if named and held
+                else "no checkpoint; train it to its end"
+            )
+            raise CheckpointError(f"{reference}: run {run} holds {told}")
+        return Path(client.download_artifacts(run, wanted, str(folder)))
+    except store_errors() as error:
+        raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
+
+
+def _run_of_model(client: Any, ref: ModelRef) -> str:
+    run: str | None = find_version(client, ref).run_id
+    if not run:
+        raise CheckpointError(f"{ref} was registered without a run, so its checkpoint is not known")
+    return run
+
+
+@contextmanager
+def weights_at_hand(weights: str | None) -> Iterator[str | None]:
+    """Weights as a backbone takes them: a run's checkpoint is fetched, and goes with the block; others stay as they are.
+
+    Raises CheckpointError and ConfigError as `fetch_checkpoint`, and those of the block under the run's name.
+    """
+    if weights is None or not names_run(weights):
+        yield weights
+        return
+    with tempfile.TemporaryDirectory(prefix="trifocal-") as folder:
+        path = fetch_checkpoint(weights, Path(folder))
+        try:
+            yield str(path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                str(error).replace(f"weights file {path}", weights).replace(str(path), weights)
+            ) from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbones.build import Backbone
-from pipeline.backbones.traits import require_size
+from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
@@ -23,6 +23,13 @@ class ClassPrediction(NamedTuple):
     probabilities: Tensor
 
 
+class RawLabels(NamedTuple):
+    """Logits float32 (B, C), and while training those of the classifiers along the way."""
+
+    logits: Tensor
+    along: list[Tensor]
+
+
 @register("classification")
 class ClassificationHead(Head):
     """Global average pooling of the coarsest map, dropout, one linear layer; or the network's published classifier.
@@ -34,6 +41,8 @@ class ClassificationHead(Head):
         size: the input's (height, width).
         classifier: `pooled`, or `published`: the fully connected layers the backbone was published with, and their
             own dropout.
+        auxiliary: weight in the loss of the classifiers along the way, which are there for training only: 0.3 as
+            published with `googlenet`; 0 leaves them out.
         dropout: share of features dropped while training, 0 to 1.
         label_smoothing: share of the target spread over all classes, 0 to 1 (Szegedy et al. 2016).
         class_weights: `balanced` (inverse frequency in the training split, mean 1), one weight a class, or None.
@@ -52,6 +61,7 @@ class ClassificationHead(Head):
         backbone: Backbone | None = None,
         size: tuple[int, int] | None = None,
         classifier: Literal["pooled", "published"] = "pooled",
+        auxiliary: float = 0.0,
         dropout: float = 0.1,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
@@ -66,53 +76,78 @@ class ClassificationHead(Head):
         self.linear: nn.Module = nn.Linear(channels[self.coarsest], len(space.names))
         self.published = classifier == "published"
         if self.published:
-            self.linear = published_classifier(backbone, size, len(space.names))
+            self.linear, self.demand = published_classifier(backbone, len(space.names))
+            if size is not None:
+                self.demand.check(size)
+        self.auxiliary = auxiliary
+        self.along = nn.ModuleList(along_the_way(backbone, auxiliary, len(space.names)))
         self.label_smoothing = label_smoothing
         self.focal_gamma = focal_gamma if loss == "focal" else 0.0
         self.threshold = threshold
         self.register_buffer("weights", class_weight_tensor(space, class_weights), persistent=False)
 
-    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:  # noqa: ARG002  # the size is other heads' need
-        """Logits float32 (B, C)."""
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> RawLabels:  # noqa: ARG002  # the size is other heads' need
+        """Logits from the coarsest map, and while training from those along the way."""
         last = features[self.coarsest]
         logits: Tensor = self.linear(last if self.published else self.dropout(last.mean((2, 3))))
-        return logits.float()
+        beside = getattr(features, "along", []) if self.training and len(self.along) else []
+        along = [classifier(maps).float() for classifier, maps in zip(self.along, beside, strict=False)]
+        return RawLabels(logits.float(), along)
 
-    def loss(self, raw: Tensor, target: ClassTarget) -> Losses:
-        """`label`: mean cross-entropy (focal when gamma > 0) of the labelled images."""
+    def loss(self, raw: RawLabels, target: ClassTarget) -> Losses:
+        """`label`: mean cross-entropy (focal when gamma > 0) of the labelled images; `auxiliary`: that along the way."""
+        out = {"label": self._term(raw.logits, target)}
+        if raw.along:
+            out["auxiliary"] = self.auxiliary * torch.stack([self._term(logits, target) for logits in raw.along]).sum()
+        return out
+
+    def _term(self, raw: Tensor, target: ClassTarget) -> Tensor:
         logits, scores = raw[target.present], target.scores[target.present]
         weights = self.weights if isinstance(self.weights, Tensor) else None
-        if self.multilabel:
-            return {"label": multilabel_loss(logits, scores, weights, self.label_smoothing, self.focal_gamma)}
-        return {"label": soft_cross_entropy(logits, scores, weights, self.label_smoothing, self.focal_gamma)}
+        measure = multilabel_loss if self.multilabel else soft_cross_entropy
+        return measure(logits, scores, weights, self.label_smoothing, self.focal_gamma)
 
-    def decode(self, raw: Tensor) -> ClassPrediction:
+    def decode(self, raw: RawLabels) -> ClassPrediction:
         """Probabilities from logits (B, C)."""
-        return ClassPrediction(raw.sigmoid() if self.multilabel else raw.softmax(1))
+        return ClassPrediction(raw.logits.sigmoid() if self.multilabel else raw.logits.softmax(1))
 
     def metrics(self) -> ClassMetrics:
         """Top-1, top-5, per class, F1, ECE."""
         return ClassMetrics(self.space, self.threshold)
 
 
-def published_classifier(backbone: Backbone | None, size: tuple[int, int] | None, classes: int) -> nn.Module:
-    """The classifier a backbone was published with: its coarsest map to logits (B, classes).
+def along_the_way(backbone: Backbone | None, weight: float, classes: int) -> list[nn.Module]:
+    """A network's classifiers along the way; none where their weight is 0. Raises ConfigError where it has none."""
+    if weight == 0:
+        return []
+    if weight < 0:
+        raise ConfigError(f"auxiliary is a weight of 0 or more, not {weight}")
+    if backbone is None or not backbone.traits.along:
+        name = repr(backbone.name) if backbone is not None else "None"
+        raise ConfigError(
+            f"auxiliary: {weight}, but backbone {name} has no classifiers along the way; leave auxiliary out, or take"
+            " 'googlenet'"
+        )
+    return [build(classes) for build in backbone.traits.along]
+
+
+def published_classifier(backbone: Backbone | None, classes: int) -> tuple[nn.Module, Demand]:
+    """The classifier a backbone was published with, its coarsest map to logits (B, classes), and the input it needs.
 
     Raises:
-        ConfigError: it has none of its own, or the input (height, width) is too small for it.
+        ConfigError: it has none of its own.
     """
     published = backbone.traits.published if backbone is not None else None
     if backbone is None or published is None:
         name = repr(backbone.name) if backbone is not None else "None"
         raise ConfigError(
             f"classifier: published, but backbone {name} has no fully connected layers of its own; take classifier:"
-            " pooled, or one of 'lenet5', 'alexnet', 'vgg-a' to 'vgg-e', 'conv1d'"
+            " pooled, or one of 'lenet5', 'alexnet', 'vgg-a' to 'vgg-e', 'conv1d', 'mlp'"
         )
-    if size is not None:
-        require_size(
-            f"the published classifier of {backbone.name!r}", size, published.smallest, backbone.traits.multiple
-        )
-    return published.build(classes)
+    needed = Demand(
+        f"the published classifier of {backbone.name!r}", published.smallest, backbone.traits.multiple, published.exact
+    )
+    return published.build(classes), needed
 
 
 def class_weight_tensor(space: LabelSpace, weights: Literal["balanced"] | list[float] | None) -> Tensor | None:

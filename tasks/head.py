@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone
+from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError, NonFiniteLossError, nearest
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
@@ -43,8 +44,10 @@ class Head(nn.Module, ABC):
         kind: the LabelSpace kind it answers.
         main_metric: the figure that stands for the head in `val/score`; larger is better.
         space: what its classes mean.
+        demand: what it asks of the input's size beside the backbone; None = nothing.
     """
 
+    demand: Demand | None = None
     kind: ClassVar[str]
     main_metric: ClassVar[str]
 

@@ -39,12 +39,14 @@ class VisionModule(L.LightningModule):
         backbone: name of the shared network, e.g. `resnet18`, `tu-<timm model>`, `torchvision/<model>`.
         backbone_options: options of that network (docs/networks.md), e.g. `output_stride: 8`.
         in_channels: 3, or 1 for a network on grey pixels.
-        weights: None, a local file (a checkpoint too), or the hub's name of a weight set (`imagenet`).
+        weights: None, a local file (a checkpoint too), a run's checkpoint (`runs:/RUN_ID`, or `models:/NAME@ALIAS` for
+            the run behind a registered model), or the hub's name of a weight set (`imagenet`).
         weights_stages: take only this many of the backbone's stages from `weights`; None = all that fits.
         init: how the backbone's weights are drawn where none are loaded: `default` (the library's), `xavier` or `he`.
         heads: options by label field or by kind of head; none = a head for every label field of the data.
         spaces: label fields, filled from the data.
         size: (height, width) of the input, filled from the data; the network is checked to fit it.
+        train_size: (height, width) of the training views, filled from the data; checked likewise.
         balancing: how the losses become one: `fixed`, `uncertainty`, `dwa`, an aggregator of torchjd, or a mapping
             with `kind` and its options.
         optimizer: `adamw`, or `sgd`.
@@ -81,6 +83,7 @@ class VisionModule(L.LightningModule):
         heads: dict[str, dict[str, Any] | None] | None = None,
         spaces: dict[str, dict[str, Any]] | None = None,
         size: tuple[int, int] | None = None,
+        train_size: tuple[int, int] | None = None,
         balancing: str | dict[str, Any] = "fixed",
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
@@ -110,7 +113,16 @@ class VisionModule(L.LightningModule):
         chosen = select_heads(heads, self.spaces, self.kinds)
         check_numbers(self.settings)
         self.network = build_network(
-            backbone, in_channels, weights, chosen, self.spaces, backbone_options, size, weights_stages, init
+            backbone,
+            in_channels,
+            weights,
+            chosen,
+            self.spaces,
+            backbone_options,
+            size,
+            weights_stages,
+            init,
+            train_size,
         )
         self.balancer = build_balancer(balancing, list(chosen))
         self.optimizer_name, self.lr, self.momentum, self.weight_decay = optimizer, lr, momentum, weight_decay

@@ -11,6 +11,7 @@ from pipeline.backbones.build import Backbone, build_backbone
 from pipeline.errors import ConfigError, nearest
 from pipeline.labels import LabelSpace
 from pipeline.records import ImageTarget
+from pipeline.registered import weights_at_hand
 from tasks.head import DEFAULT_KIND, HEADS, Head, build_head
 from tasks.init import Init, initialise
 
@@ -94,19 +95,38 @@ def build_network(
     size: tuple[int, int] | None = None,
     weights_stages: int | None = None,
     init: Init = "default",
+    train_size: tuple[int, int] | None = None,
 ) -> VisionNetwork:
     """The network of a config: `heads` as `select_heads` returns them, `size` (height, width) where it is known.
 
-    `weights_stages` as `build_backbone`'s `stages`; `init` as `initialise` takes it, where no weights are loaded.
+    `weights` as `build_backbone`, or those of a run, `runs:/RUN_ID` or `models:/NAME@ALIAS`; `weights_stages` as its
+    `stages`; `init` as `initialise` takes it, where no weights are loaded; `train_size` where training sees another
+    size.
 
     Raises:
-        ConfigError: unknown names or options, or values of the wrong type.
+        ConfigError: unknown names or options, values of the wrong type, or a size that does not fit.
+        CheckpointError: weights that are not there or do not fit.
     """
-    body = build_backbone(backbone, in_channels, weights, weights_stages, backbone_options, size)
+    with weights_at_hand(weights) as local:
+        body = build_backbone(backbone, in_channels, local, weights_stages, backbone_options, size)
     if weights is None:
         initialise(body, init)
     built = {n: build_head(n, o, spaces.get(n, IMAGE_SPACE), body, size) for n, o in heads.items()}
+    if train_size is not None and train_size != size:
+        require_train_size(body, built, train_size)
     return VisionNetwork(body, built, in_channels, size)
+
+
+def require_train_size(backbone: Backbone, heads: dict[str, Head], size: tuple[int, int]) -> None:
+    """Refuses training views of (height, width) that the backbone or a head cannot take; raises ConfigError."""
+    setting = "data.train_size"
+    backbone.require_size(size, setting)
+    for name, head in heads.items():
+        try:
+            if head.demand is not None:
+                head.demand.check(size, setting)
+        except ConfigError as error:
+            raise ConfigError(f"head {name!r}: {error}") from error
 
 
 def select_heads(

@@ -81,8 +81,9 @@ class SegmentationHead(Head):
             self.decoder, width = smp_unet(channels, decoder_channels, backbone)
             self.classifier: nn.Module | None = nn.Conv2d(width, len(space.names), 1)
         else:
-            self.decoder = build_decoder(decoder, backbone, len(space.names), size, decoder_options or {})
-            self.classifier = None
+            built = build_decoder(decoder, backbone, len(space.names), size, decoder_options or {})
+            self.decoder = built
+            self.classifier, self.demand = None, built.demand
         self.focal_gamma = focal_gamma if loss == "focal" else 0.0
         self.dice, self.lovasz = dice, lovasz
         self.lovasz_loss = LovaszLoss(mode="multiclass", ignore_index=IGNORE_INDEX)

@@ -7,14 +7,13 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.traits import STRIDES, Features, Traits, require_size
-from pipeline.errors import CheckpointError, ConfigError, nearest
+from pipeline.backbones.traits import STRIDES, Features, Natural, Traits, require_size
+from pipeline.backbones.weights import is_local, load_weights
+from pipeline.errors import ConfigError, nearest
 
 __all__ = [
     "STRIDES",
@@ -23,6 +22,7 @@ __all__ = [
     "Traits",
     "build_backbone",
     "load_weights",
+    "natural_input",
     "register_backbone",
     "require_strides",
 ]
@@ -45,6 +45,7 @@ OWN = tuple(
 """Modules of our own backbones; each registers its names."""
 
 _BUILDERS: dict[str, Callable[..., Backbone]] = {}
+_NATURAL: dict[str, Natural] = {}
 
 
 class Backbone(nn.Module):
@@ -77,7 +78,7 @@ class Backbone(nn.Module):
         if isinstance(maps, Features):
             left = iter(maps)
             empty = images.new_zeros(images.shape[0], 0, 1, 1) if 0 in self.channels else images
-            return Features([next(left) if channels else empty for channels in self.channels], maps.pooled)
+            return Features([next(left) if channels else empty for channels in self.channels], maps.pooled, maps.along)
         if isinstance(maps, dict):
             maps = list(maps.values())
         # smp's encoders give the image itself first.
@@ -93,23 +94,26 @@ class Backbone(nn.Module):
         """The strides at which there is a map."""
         return [stride for stride, channels in zip(self.traits.strides, self.channels, strict=True) if channels]
 
-    def require_size(self, size: tuple[int, int]) -> None:
-        """Refuses an input (height, width) that the network leaves nothing of; raises ConfigError."""
-        require_size(f"backbone {self.name!r}", size, self.traits.smallest, self.traits.multiple)
+    def require_size(self, size: tuple[int, int], setting: str = "data.size") -> None:
+        """Refuses an input (height, width), given as `setting`, that the network leaves nothing of; raises ConfigError."""
+        require_size(f"backbone {self.name!r}", size, self.traits.smallest, self.traits.multiple, setting)
 
     def stages(self) -> list[nn.Module]:
         """The network's children with parameters in the order the image passes them: what `freeze_stages` counts."""
         return [self.body.get_submodule(name) for name in self.stage_names]
 
 
-def register_backbone(name: str) -> Callable[[Callable[..., Backbone]], Callable[..., Backbone]]:
+def register_backbone(
+    name: str, natural: Natural | None = None
+) -> Callable[[Callable[..., Backbone]], Callable[..., Backbone]]:
     """Makes a function of the image's channels, and of its own options, reachable as backbone `name`.
 
-    A function with an argument `size` is given the input's (height, width).
+    A function with an argument `size` is given the input's (height, width). `natural` is what it was published for;
+    None = 224 pixels, three channels.
     """
 
     def enter(build: Callable[..., Backbone]) -> Callable[..., Backbone]:
-        _BUILDERS[name] = build
+        _BUILDERS[name], _NATURAL[name] = build, natural or Natural()
         return build
 
     return enter
@@ -138,10 +142,9 @@ def build_backbone(
     Raises:
         ConfigError: an unknown name or option, a value that is refused, a network that has no maps at strides 8, 16
             and 32, or an input that does not fit.
-        CheckpointError: a weights file that is missing or fits another network.
+        CheckpointError: weights that are not there, cannot be read or fit another network.
     """
-    local = weights is not None and (Path(weights).suffix in {".safetensors", ".pt", ".pth", ".ckpt"})
-    hub = None if local else weights
+    hub = None if weights is None or is_local(weights) else weights
     if in_channels < 1:
         raise ConfigError(f"in_channels is {in_channels}; an image has 3 channels, or 1 where it is grey")
     if name in registered():
@@ -157,11 +160,11 @@ def build_backbone(
         backbone = _from_smp(name, in_channels, hub, dict(options or {}))
     if size is not None:
         backbone.require_size(size)
-    if weights is not None and local:
-        load_weights(backbone, Path(weights), stages)
+    if weights is not None and hub is None:
+        load_weights(backbone.body, backbone.name, backbone.stage_names, Path(weights), stages)
     elif stages is not None:
         raise ConfigError(
-            "weights_stages takes part of a local file: give it as weights, e.g. outputs/runs/RUN/best.ckpt"
+            "weights_stages takes part of a file or run: give it as weights, e.g. outputs/runs/RUN/best.ckpt or runs:/ID"
         )
     return backbone
 
@@ -189,6 +192,25 @@ def registered() -> list[str]:
     for module in OWN:
         importlib.import_module(module)
     return sorted(_BUILDERS)
+
+
+def needs_size(name: str) -> bool:
+    """Whether a backbone is built for one input size."""
+    return name in registered() and "size" in inspect.signature(_BUILDERS[name]).parameters
+
+
+def natural_input(name: str) -> Natural:
+    """What a backbone was published for, as far as it is known: our own, timm's by their configuration, else 224 pixels."""
+    if name in registered():
+        return _NATURAL[name]
+    if name.startswith("tu-"):
+        from timm import get_pretrained_cfg
+
+        found = get_pretrained_cfg(name.removeprefix("tu-"), allow_unregistered=True)
+        if found is not None:
+            _, height, width = found.input_size
+            return Natural(size=(height, width))
+    return Natural()
 
 
 def _check_options(name: str, options: dict[str, Any], known: list[str]) -> None:
@@ -244,55 +266,3 @@ def find_stages(body: nn.Module) -> tuple[str, ...]:
         prefix, only = children[0]
         return tuple(f"{prefix}.{name}" for name in find_stages(only)) or (prefix,)
     return tuple(name for name, _ in children)
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """Tensors by name, read without unpickling code; raises CheckpointError for a file that holds none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found: dict[str, Any] = state.get("state_dict", state)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, AttributeError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"weights file {path} cannot be read: it is no safetensors file and no state dict, or is cut off"
-            f" ({type(error).__name__})"
-        ) from error
-    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
-
-
-def load_weights(backbone: Backbone, path: Path, stages: int | None = None) -> None:
-    """Fills a backbone from a local file: safetensors, a state dict, or a checkpoint of this project.
-
-    Args:
-        backbone: is changed.
-        path: the file; its heads and what does not fit are left out.
-        stages: take only this many of `backbone.stage_names`, all of whose weights must be there.
-
-    Raises:
-        ConfigError: the backbone has fewer stages.
-        CheckpointError: the file is missing, or fewer than half of the backbone's weights are in it.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"weights file {path} does not exist")
-    state = _read_state(path)
-    state = {key.removeprefix("network.backbone.").removeprefix("body."): value for key, value in state.items()}
-    own = backbone.body.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    if stages is not None:
-        if not 0 < stages <= len(backbone.stage_names):
-            raise ConfigError(
-                f"weights_stages is {stages}; backbone {backbone.name!r} has 1 to {len(backbone.stage_names)}"
-            )
-        own = {
-            k: v for k, v in own.items() if k.startswith(tuple(f"{name}." for name in backbone.stage_names[:stages]))
-        }
-        fitting = {key: value for key, value in fitting.items() if key in own}
-    if len(fitting) < (len(own) if stages is not None else len(own) / 2):
-        raise CheckpointError(
-            f"{path} does not fit backbone {backbone.name!r}: {len(fitting)} of {len(own)} tensors fit"
-        )
-    backbone.body.load_state_dict(fitting, strict=False)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import ConvolutionalClassifier, he_initialised, response_norm, scaled
-from pipeline.backbones.traits import Features, Published, Traits
+from pipeline.backbones.traits import Features, Natural, Published, Traits
 from pipeline.errors import ConfigError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -29,7 +29,7 @@ class LeNetBody(nn.Module):
         return Features([first, self.second(first)])
 
 
-@register_backbone("lenet5")
+@register_backbone("lenet5", Natural((32, 32), channels=1, classes=10))
 def lenet5(
     in_channels: int,
     activation: Literal["tanh", "relu"] = "tanh",
@@ -81,7 +81,7 @@ class AlexNetBody(nn.Module):
         return Features([first, pooled, third, self.pool(third)])
 
 
-@register_backbone("alexnet")
+@register_backbone("alexnet", Natural((227, 227)))
 def alexnet(in_channels: int, width: float = 1.0) -> Backbone:
     """AlexNet (Krizhevsky, Sutskever and Hinton 2012): 60,965,224 parameters with its classifier of 1,000 classes.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import STRIDES, Backbone, register_backbone
 from pipeline.backbones.layers import he_initialised
-from pipeline.backbones.traits import Features, Traits
+from pipeline.backbones.traits import Features, Natural, Traits
 from pipeline.errors import ConfigError
 
 DOWN = ("pooled", "strided", "convolution")
@@ -65,7 +65,7 @@ class ConvNetBody(nn.Module):
         return Features(maps[1:], before if self.pooled else ())
 
 
-@register_backbone("convnet")
+@register_backbone("convnet", Natural((64, 64)))
 def convnet(
     in_channels: int,
     blocks: int = 5,

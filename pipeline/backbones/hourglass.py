@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import scaled
-from pipeline.backbones.traits import Features, Traits
+from pipeline.backbones.traits import Features, Natural, Traits
 
 
 class Bottleneck(nn.Module):
@@ -47,7 +47,7 @@ class StemBody(nn.Module):
         return Features([fine, self.second(fine)])
 
 
-@register_backbone("hourglass")
+@register_backbone("hourglass", Natural((256, 256)))
 def hourglass(in_channels: int, width: float = 1.0) -> Backbone:
     """What stands before the hourglasses (Newell et al. 2016, https://arxiv.org/abs/1603.06937, section 3).
 

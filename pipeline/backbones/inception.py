@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import he_initialised, response_norm, scaled
@@ -39,6 +40,9 @@ TABLE = (
     (Plan(256, 160, 320, 32, 128, 128), Plan(384, 192, 384, 48, 128, 128)),
 )
 """Table 1 of the paper: modules 3a and 3b, 4a to 4e, 5a and 5b."""
+
+ALONG = (0, 3)
+"""Which of 4a to 4e a classifier along the way stands behind."""
 
 
 def convolution(channels_in: int, channels_out: int, kernel: int, norm: bool, stride: int = 1) -> nn.Sequential:
@@ -79,8 +83,42 @@ class Inception(nn.Module):
         return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
 
 
+class Along(nn.Module):
+    """A classifier along the way (section 5 of the paper): the map (B, channels, H, W) after 4a or 4d to logits.
+
+    5x5 averages at stride 3, 128 1x1 kernels, 1,024 units, dropout of 70 %. Those units see 4 x 4 places, as the map of
+    14 x 14 leaves at 224 pixels; other maps are averaged to as many.
+
+    Args:
+        channels: of the map.
+        classes: number of answers.
+        width: factor on the widths.
+    """
+
+    def __init__(self, channels: int, classes: int, width: float) -> None:
+        super().__init__()
+        few, units = scaled(128, width), scaled(1024, width)
+        self.reduce = nn.Sequential(nn.Conv2d(channels, few, 1), nn.ReLU(inplace=True))
+        self.connected = nn.Sequential(
+            nn.Linear(few * 16, units), nn.ReLU(inplace=True), nn.Dropout(0.7), nn.Linear(units, classes)
+        )
+        he_initialised(self)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        if min(maps.shape[2:]) >= 5:
+            maps = F.avg_pool2d(maps, 5, 3)
+        logits: Tensor = self.connected(self.reduce(F.adaptive_avg_pool2d(maps, 4)).flatten(1))
+        return logits
+
+
 class GoogLeNetBody(nn.Module):
-    """The stem and three groups of Inception modules."""
+    """The stem and three groups of Inception modules.
+
+    Attributes:
+        channels: of the maps at strides 2 to 32.
+        along: channels after modules 4a and 4d.
+    """
 
     def __init__(self, in_channels: int, naive: bool, norm: bool, width: float) -> None:
         super().__init__()
@@ -103,21 +141,30 @@ class GoogLeNetBody(nn.Module):
             self.groups.append(nn.Sequential(*modules))
             widths.append(channels)
         self.channels = tuple(widths)
+        self.along = tuple(self._middle[at].channels for at in ALONG)
         he_initialised(self)
 
+    @property
+    def _middle(self) -> list[Inception]:
+        """Modules 4a to 4e."""
+        return [module for module in self.groups[1].children() if isinstance(module, Inception)]
+
     def forward(self, images: Tensor) -> Features:
-        """Maps at strides 2 to 32."""
+        """Maps at strides 2 to 32, and those after modules 4a and 4d."""
         maps = [self.stem(images)]
         maps.append(self.second(maps[-1]))
-        x = self.between(maps[-1])
-        for group in self.groups:
-            x = group(self.pool(x))
-            maps.append(x)
-        return Features(maps)
+        maps.append(self.groups[0](self.pool(self.between(maps[-1]))))
+        x, middle = self.pool(maps[-1]), []
+        for module in self._middle:
+            x = module(x)
+            middle.append(x)
+        return Features([*maps, x, self.groups[2](self.pool(x))], along=[middle[at] for at in ALONG])
 
 
 def googlenet(in_channels: int, batch_norm: bool = False, width: float = 1.0, *, naive: bool) -> Backbone:
-    """GoogLeNet (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842), without its two classifiers along the way.
+    """GoogLeNet (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842).
+
+    Its two classifiers along the way are an option of the head for image labels, `auxiliary: 0.3`.
 
     Args:
         in_channels: channels of the image.
@@ -128,7 +175,8 @@ def googlenet(in_channels: int, batch_norm: bool = False, width: float = 1.0, *,
     """
     body = GoogLeNetBody(in_channels, naive, batch_norm, width)
     name = "googlenet-naive" if naive else "googlenet"
-    return Backbone(body, body.channels, name, ("stem", "second", "groups.0", "groups.1", "groups.2"), Traits())
+    traits = Traits(along=tuple(partial(Along, channels, width=width) for channels in body.along))
+    return Backbone(body, body.channels, name, ("stem", "second", "groups.0", "groups.1", "groups.2"), traits)
 
 
 register_backbone("googlenet")(partial(googlenet, naive=False))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import he_initialised
-from pipeline.backbones.traits import Features, Traits
+from pipeline.backbones.traits import Features, Natural, Traits
 
 
 class PairBlock(nn.Module):
@@ -95,5 +95,5 @@ def build_small(in_channels: int, *, depth: int, shortcut: bool) -> Backbone:
 for _depth, _blocks in ((18, (2, 2, 2, 2)), (34, (3, 4, 6, 3))):
     register_backbone(f"plain{_depth}")(partial(build_large, depth=_depth, blocks=_blocks))
 for _depth in (20, 32, 44, 56, 110):
-    register_backbone(f"resnet{_depth}")(partial(build_small, depth=_depth, shortcut=True))
-    register_backbone(f"plain{_depth}")(partial(build_small, depth=_depth, shortcut=False))
+    register_backbone(f"resnet{_depth}", Natural((32, 32)))(partial(build_small, depth=_depth, shortcut=True))
+    register_backbone(f"plain{_depth}", Natural((32, 32)))(partial(build_small, depth=_depth, shortcut=False))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import he_initialised
-from pipeline.backbones.traits import Features, Published, Traits
+from pipeline.backbones.traits import Features, Natural, Published, Traits
 from pipeline.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ class SignalBody(nn.Module):
         return Features(maps[1:])
 
 
-@register_backbone("conv1d")
+@register_backbone("conv1d", Natural((1, 40), channels=1, classes=10))
 def conv1d(in_channels: int, size: tuple[int, int], width: int = 15) -> Backbone:
     """A convolutional network for MNIST-1D's signals of 40 samples: 2,050 parameters with its classifier of 10 classes.
 
@@ -49,7 +49,7 @@ def conv1d(in_channels: int, size: tuple[int, int], width: int = 15) -> Backbone
     places = size[1]
     for _ in range(3):
         places = (places - 3) // 2 + 1
-    published = Published(lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(places * width, classes)), size)
+    published = Published(lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(places * width, classes)), size, size)
     traits = Traits(smallest=(1, 15), multiple=1, dense=False, published=published)
     stages = tuple(f"layers.{i}" for i in range(3))
     return Backbone(SignalBody(in_channels, width), (width, width, width, 0, 0), "conv1d", stages, traits)
@@ -72,7 +72,7 @@ class DenseBody(nn.Module):
         return Features([units[:, :, None, None]])
 
 
-@register_backbone("mlp")
+@register_backbone("mlp", Natural((1, 40), channels=1, classes=10))
 def mlp(in_channels: int, size: tuple[int, int], hidden: list[int] | None = None) -> Backbone:
     """A fully connected network, for comparison: on 40 samples and 10 classes it has 150,185 parameters.
 
@@ -88,5 +88,6 @@ def mlp(in_channels: int, size: tuple[int, int], hidden: list[int] | None = None
         raise ConfigError(f"backbone 'mlp': hidden is a list of one or more widths above 0, not {units}")
     body = DenseBody(in_channels * prod(size), units)
     stages = tuple(f"layers.{i}" for i in range(len(units)))
-    traits = Traits(smallest=size, multiple=1, dense=False)
+    published = Published(lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(units[-1], classes)), size, size)
+    traits = Traits(smallest=size, multiple=1, dense=False, published=published)
     return Backbone(body, (0, 0, 0, 0, units[-1]), "mlp", stages, traits)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipeline.backbones.build import STRIDES, Backbone, register_backbone
 from pipeline.backbones.layers import he_initialised, scaled
-from pipeline.backbones.traits import Features, Traits
+from pipeline.backbones.traits import Features, Natural, Traits
 from pipeline.errors import ConfigError
 
 
@@ -63,7 +63,7 @@ class UnetBody(nn.Module):
         return F.pad(images, [part for extra in more for part in (extra // 2, extra - extra // 2)], mode="reflect")
 
 
-@register_backbone("unet")
+@register_backbone("unet", Natural((388, 388), channels=1))
 def unet(
     in_channels: int,
     padding: Literal["valid", "same"] = "valid",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import scaled
-from pipeline.backbones.traits import Features, Traits
+from pipeline.backbones.traits import Features, Natural, Traits
 
 STAGES: tuple[tuple[tuple[int, int], ...], ...] = (
     ((64, 7),),
@@ -50,7 +50,7 @@ class YoloBody(nn.Module):
         return Features(maps)
 
 
-@register_backbone("yolo-v1")
+@register_backbone("yolo-v1", Natural((448, 448)))
 def yolo_v1(in_channels: int, batch_norm: bool = False, width: float = 1.0) -> Backbone:
     """YOLO's network (Redmon et al. 2016, https://arxiv.org/abs/1506.02640) without its last four convolutions.
 

@@ -65,7 +65,8 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Chooses the folder: the run's."""
         if self.dirpath is None and stage == "fit":
-            name = getattr(trainer.logger, "run_id", None) or "run"
+            found = getattr(trainer.logger, "run_id", None)  # with fast_dev_run a stand-in that has everything
+            name = found if isinstance(found, str) else "run"
             self.dirpath = str(Path(trainer.default_root_dir) / "runs" / trainer.strategy.broadcast(name))
         trainer.strategy.checkpoint_io = WholeFileIO()
         super().setup(trainer, pl_module, stage)
@@ -98,6 +99,8 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """What was just saved as the best is linked, not written again."""
+        if getattr(trainer, "fast_dev_run", False):  # set by Lightning outside its class
+            return
         self._saved_at = time.monotonic()
         best = Path(self.best_model_path) if self.best_model_path else None
         fresh = (

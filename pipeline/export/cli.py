@@ -78,18 +78,21 @@ def evaluate_command(argv: list[str]) -> int:
     parser.add_argument("--data.shapes", dest="shapes", type=_mapping, help='the built-in shapes, {"images": 100}')
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--engine", default="auto", help="auto, or a name such as onnxruntime or openvino:bf16")
+    parser.add_argument("--tta", choices=("none", "flip", "ten-crop"), default="none", help="also average over views")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse(argv)
     from pipeline.export.evaluate import evaluate
 
-    predictor, scores, images = evaluate(given.bundle, _data(given), given.split, given.engine)
-    _say(predictor.choice.describe())
-    sys.stdout.write(score_table(scores, given.split, images))
+    found = evaluate(given.bundle, _data(given), given.split, given.engine, given.tta)
+    _say(found.predictor.choice.describe())
+    columns = {given.split: found.scores} | ({given.tta: found.averaged} if found.averaged is not None else {})
+    sys.stdout.write(score_table(columns, given.split, found.images))
     if given.json is not None:
+        told: dict[str, Any] = {"split": given.split, "images": found.images, "metrics": found.scores}
+        if found.averaged is not None:
+            told |= {"tta": given.tta, "averaged": found.averaged}
         try:
-            given.json.write_text(
-                json.dumps({"split": given.split, "images": images, "metrics": scores}, indent=1) + "\n"
-            )
+            given.json.write_text(json.dumps(told, indent=1) + "\n")
         except OSError as error:
             raise ConfigError(f"--json {given.json} cannot be written ({error.strerror}); name another file") from error
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from pipeline.data.module import VisionData
+from pipeline.errors import ImageError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
 from pipeline.records import Batch, BoxTarget, ClassTarget, FileImage, ImageSource, MaskTarget, Record, Target
 from serving.answers import Answer, BoxAnswer, LabelAnswer, MaskAnswer, Options
+from serving.batch.views import Views, untiled
 from serving.predictor import Predictor
 from tasks.classification import ClassMetrics, ClassPrediction
 from tasks.detection.decode import BoxPrediction
@@ -45,22 +48,37 @@ def eager_scores(network: VisionNetwork, data: VisionData, split: str = "val") -
 
 
 def served_scores(
-    predictor: Predictor, data: VisionData, split: str = "val", metrics: dict[str, HeadMetrics] | None = None
+    predictor: Predictor,
+    data: VisionData,
+    split: str = "val",
+    metrics: dict[str, HeadMetrics] | None = None,
+    tta: str = "none",
 ) -> Scores:
-    """The metrics of a bundle: every image encoded, decoded, letterboxed, inferred and moved back as in serving."""
+    """The metrics of a bundle: every image encoded, decoded, letterboxed, inferred and moved back as in serving.
+
+    `tta` averages over several views of each image, as batch-predict does.
+    """
+    views = untiled(predictor, EVERYTHING, tta)
     metrics = metrics or {name: metrics_for(head.space) for name, head in predictor.heads.items()}
     records = iter(data.records(split))
     for batch in _loader(data, split):
         encoded = [encoded_image(record) for record in islice(records, len(batch))]
-        answers = predictor.predict(encoded, EVERYTHING, batch_size=len(batch))
-        for index, answer in enumerate(answers):
-            if not isinstance(answer, Answer):
-                continue
+        for index, answer in _answered(views, encoded):
             for name, each in metrics.items():
                 if name in batch.targets:
                     target = full_size_target(batch, name, index)
                     each.update(as_prediction(answer.heads[name]), target, [None])
     return {name: each.compute() for name, each in metrics.items()}
+
+
+def _answered(views: Views, encoded: list[bytes]) -> list[tuple[int, Answer]]:
+    """The answers with their images' numbers; images that cannot be decoded are left out."""
+    prepared: list[tuple[int, Any]] = []
+    for index, content in enumerate(encoded):
+        with suppress(ImageError):
+            prepared.append((index, views.prepare(content, "image", None)))
+    answers = views.answers([view for _, view in prepared]) if prepared else []
+    return [(index, answer) for (index, _), answer in zip(prepared, answers, strict=True)]
 
 
 def _loader(data: VisionData, split: str) -> Iterator[Batch]:

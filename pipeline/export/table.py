@@ -78,10 +78,11 @@ def _raw(check: dict[str, Any]) -> str:
     return ", ".join(f"{value:.1g} {unit}".strip() for unit, value in groups.items())
 
 
-def score_table(scores: dict[str, dict[str, float]], split: str, images: int) -> str:
-    """Every metric of every head."""
-    rows = [["head", "metric", split]]
-    rows += [[name, metric, _figure(value)] for name, values in scores.items() for metric, value in values.items()]
+def score_table(columns: dict[str, dict[str, dict[str, float]]], split: str, images: int) -> str:
+    """Every metric of every head, one column for each title with its scores."""
+    rows = [["head", "metric", *columns]]
+    for name, values in next(iter(columns.values())).items():
+        rows += [[name, metric, *(_figure(s[name].get(metric)) for s in columns.values())] for metric in values]
     return "\n".join([f"{images} images of the {split} split", "", *aligned(rows), ""])
 
 

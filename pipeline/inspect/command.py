@@ -63,15 +63,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--backbone", help="a backbone by name instead: resnet18, light, tu-<timm model>, torchvision/<model>"
     )
-    parser.add_argument("--weights", help="with --backbone: a local file, or the hub's name of a weight set (imagenet)")
-    parser.add_argument("--channels", type=int, default=3, help="with --backbone: channels of the image")
+    parser.add_argument(
+        "--weights", help="with --backbone: a local file, runs:/RUN_ID, models:/NAME@ALIAS or the hub's name of a set"
+    )
+    parser.add_argument("--channels", type=int, help="with --backbone: channels of the image; as published without it")
     parser.add_argument(
         "--classes",
         type=int,
-        default=1000,
-        help="with --backbone: of its published classifier, if it has one; 0 = without",
+        help="with --backbone: of its published classifier, if it has one; as published without it, 0 leaves it out",
     )
-    parser.add_argument("--size", type=_size, metavar="N|HxW", help="input size; the checkpoint's, or 224")
+    parser.add_argument(
+        "--size", type=_size, metavar="N|HxW", help="input size; the checkpoint's, or the published one"
+    )
     parser.add_argument(
         "--images", type=Path, metavar="FILE|DIR", help="what it is shown; else the checkpoint's validation images"
     )
@@ -89,8 +92,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if (given.ckpt is None) == (given.backbone is None):
         raise ConfigError("lightning inspect: give either --ckpt PATH or --backbone NAME")
     for name, least in (("channels", 1), ("max_images", 1), ("classes", 0), ("count", 1), ("repeats", 0)):
-        if getattr(given, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(given, name)}")
+        value = getattr(given, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     return given
 
 

@@ -53,8 +53,8 @@ class Explained(nn.Module):
 def explain(raw: Any, prediction: Any, space: LabelSpace) -> tuple[Tensor, list[str]]:
     """One score per image that carries a gradient, and what it stands for.
 
-    `raw` is the head's own output: its logits are taken where it is one tensor of the answer's shape, since
-    probabilities near 1 have no gradient left; else the logit of the probability.
+    `raw` is the head's own output: its logits are taken where they have the answer's shape, since probabilities near 1
+    have no gradient left; else the logit of the probability.
     """
     if "scores" in prediction._fields:
         names = [space.names[int(kind)] for kind in prediction.classes[:, 0]]
@@ -63,7 +63,8 @@ def explain(raw: Any, prediction: Any, space: LabelSpace) -> tuple[Tensor, list[
     if "probabilities" not in prediction._fields:
         raise NotHereError("has no answer that Grad-CAM could explain")
     p = prediction.probabilities
-    logits = raw if isinstance(raw, Tensor) and raw.shape == p.shape else _logit(p)
+    own = getattr(raw, "logits", raw)
+    logits = own if isinstance(own, Tensor) and own.shape == p.shape else _logit(p)
     if p.ndim == 2:
         best = p.argmax(1)
         names = [f"{space.names[int(i)]} {p:.2f}" for i, p in zip(best, p.amax(1).tolist(), strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -185,7 +186,7 @@ def _fake_pass(
     """One image's pass by shapes alone under a mode, `enter` called after each of the modules, or every layer."""
     modules = leaves(network) if modules is None else modules
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), hooked(modules, enter):
+        with quiet_shapes(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), hooked(modules, enter):
             images = torch.zeros(1, channels, *size)
             if isinstance(mode, FieldMode):
                 mode.mark(images)
@@ -196,6 +197,18 @@ def _fake_pass(
         raise ConfigError(
             f"the network does not take images of {size[0]} x {size[1]} pixels: {lines[0][:200]}"
         ) from error
+
+
+@contextmanager
+def quiet_shapes() -> Iterator[None]:
+    """Keeps torch from logging a traceback for a size that does not fit, which is told by the error anyway."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def leaves(network: nn.Module) -> dict[str, nn.Module]:

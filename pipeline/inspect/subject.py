@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.backbones.build import Backbone, build_backbone
+from pipeline.backbones.build import Backbone, build_backbone, natural_input, needs_size
+from pipeline.backbones.traits import fitting_size
 from pipeline.data.formats.files import images_under
 from pipeline.data.module import VisionData
 from pipeline.errors import ConfigError, DataError, nearest
@@ -22,6 +23,7 @@ from pipeline.imaging.decode import FORMATS, read_image
 from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from pipeline.labels import LabelSpace
+from pipeline.registered import weights_at_hand
 from tasks.network import VisionNetwork
 
 Pixels = NDArray[np.uint8]
@@ -108,39 +110,37 @@ class Classified(nn.Module):
 
 
 def named_backbone(
-    name: str, channels: int, size: tuple[int, int] | None, weights: str | None = None, classes: int = 0
+    name: str,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    weights: str | None = None,
+    classes: int | None = None,
 ) -> Subject:
     """A backbone by its name, with random weights unless some are named.
 
     Args:
         name: as `build_backbone` takes it.
-        channels: of the image.
-        size: (height, width); None takes the published one, else 224 pixels, or the least that fits.
-        weights: as `build_backbone`.
-        classes: of its published classifier, where it has one; 0 leaves it out.
+        channels: of the image; None takes those it was published for.
+        size: (height, width); None takes the one it was published for, or the nearest that fits.
+        weights: as `build_backbone`, or a run's, `runs:/RUN_ID` or `models:/NAME@ALIAS`.
+        classes: of its published classifier, where it has one; 0 leaves it out, None takes as many as published.
 
     Raises:
         ConfigError, CheckpointError: as `build_backbone`.
     """
+    natural = natural_input(name)
+    channels = natural.channels if channels is None else channels
+    classes = natural.classes if classes is None else classes
     with torch.random.fork_rng():  # the same filters every time
         torch.manual_seed(0)
-        backbone = build_backbone(name, channels, weights, size=size)
+        with weights_at_hand(weights) as local:
+            needed = natural.size if needs_size(name) else None
+            backbone = build_backbone(name, channels, local, size=size or needed)
         published = backbone.traits.published
         classifier = published.build(classes).requires_grad_(False) if published is not None and classes else None
     network = VisionNetwork(backbone, {}, channels).eval().requires_grad_(False)
-    return Subject(name, network, channels, size or _own_size(backbone), {}, classifier=classifier)
-
-
-def _own_size(backbone: Backbone) -> tuple[int, int]:
-    traits = backbone.traits
-    if traits.published is not None:
-        return traits.published.smallest
-    try:
-        backbone.require_size((224, 224))
-    except ConfigError:
-        height, width = (-(-side // traits.multiple) * traits.multiple for side in traits.smallest)
-        return height, width
-    return 224, 224
+    own = size or fitting_size(natural.size, backbone.traits.smallest, backbone.traits.multiple)
+    return Subject(name, network, channels, own, {}, classifier=classifier)
 
 
 def from_checkpoint(reference: str, size: tuple[int, int] | None) -> Subject:

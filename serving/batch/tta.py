@@ -13,7 +13,6 @@ from pipeline.bundle import HeadSpec
 from pipeline.imaging.decode import decode_bytes
 from serving.answers import Answer, HeadAnswer, LabelAnswer, Options
 from serving.batch.merge import average_boxes
-from serving.batch.settings import Settings
 from serving.engines.base import Engine, EngineReport, Outputs
 from serving.predictor import Predictor, Prepared
 
@@ -90,11 +89,11 @@ class TenCrop:
 
     opens_files = False
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
-        wanted = settings.heads or tuple(predictor.heads)
+    def __init__(self, predictor: Predictor, options: Options) -> None:
+        wanted = options.heads or tuple(predictor.heads)
         self.labels = tuple(n for n in wanted if predictor.heads[n].kind in {"classes", "multilabel"})
         self.others = len(self.labels) < len(wanted)
-        self.predictor, self.options = predictor, settings.options
+        self.predictor, self.options = predictor, options
 
     def prepare(self, content: bytes | None, name: str, path: Path | None) -> Crops:  # noqa: ARG002  # every Views' signature
         """Decoded, cut and letterboxed; raises ImageError."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.bundle import HeadSpec
 from pipeline.errors import ConfigError
-from serving.answers import Answer
+from serving.answers import Answer, Options
 from serving.batch.settings import Settings
 from serving.batch.tiles import Tiles
 from serving.batch.tta import TenCrop, mirrored
@@ -39,8 +39,8 @@ class Whole:
 
     opens_files = False
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
-        self.predictor, self.options = predictor, settings.options
+    def __init__(self, predictor: Predictor, options: Options) -> None:
+        self.predictor, self.options = predictor, options
 
     def prepare(self, content: bytes | None, name: str, path: Path | None) -> Prepared:  # noqa: ARG002  # every Views' signature
         """Decoded and letterboxed."""
@@ -59,14 +59,24 @@ def check_views(settings: Settings, heads: Mapping[str, HeadSpec]) -> None:
         return
     if settings.tile:
         raise ConfigError("--tile cuts tiles and --tta ten-crop other crops; take one of them, or --tta flip")
+    check_ten_crop(heads)
+
+
+def check_ten_crop(heads: Mapping[str, HeadSpec]) -> None:
+    """Raises ConfigError where none of the heads has what ten crops are averaged for."""
     if not any(head.kind in {"classes", "multilabel"} for head in heads.values()):
         raise ConfigError("--tta ten-crop averages image labels, and none is wanted; take --tta flip for the others")
 
 
 def views_of(predictor: Predictor, settings: Settings) -> Views:
     """The views that the settings ask for."""
-    if settings.tta == "ten-crop":
-        return TenCrop(predictor, settings)
-    if settings.tta == "flip":
-        predictor = mirrored(predictor)
-    return Tiles(predictor, settings) if settings.tile else Whole(predictor, settings)
+    if settings.tile:
+        return Tiles(mirrored(predictor) if settings.tta == "flip" else predictor, settings)
+    return untiled(predictor, settings.options, settings.tta)
+
+
+def untiled(predictor: Predictor, options: Options, tta: str = "none") -> Views:
+    """Whole pictures, once each or averaged as `tta` says."""
+    if tta == "ten-crop":
+        return TenCrop(predictor, options)
+    return Whole(mirrored(predictor) if tta == "flip" else predictor, options)

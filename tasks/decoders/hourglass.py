@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pipeline.backbones.build import Backbone
 from pipeline.backbones.hourglass import Bottleneck
-from pipeline.backbones.traits import require_size
+from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError
 from tasks.decoders.registry import Decoder, register_decoder
 
@@ -64,8 +64,9 @@ class HourglassDecoder(Decoder):
                 f" {backbone.present}"
             )
         unit = STRIDE * 2**depth
+        self.demand = Demand(f"decoder 'hourglass' of depth {depth}", (unit, unit), unit)
         if size is not None:
-            require_size(f"decoder 'hourglass' of depth {depth}", size, (unit, unit), unit)
+            self.demand.check(size)
         self.level = max(i for i, s in enumerate(backbone.traits.strides) if s == STRIDE and backbone.channels[i])
         channels = backbone.channels[self.level]
         self.enter = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone
+from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError, nearest
 
 DEFAULT = "smp-unet"
@@ -27,9 +28,11 @@ class Decoder(nn.Module, ABC):
 
     Attributes:
         valid: it serves a network of valid convolutions, whose maps do not lie on their stride's grid.
+        demand: what it asks of the input's size beside the backbone; None = nothing.
     """
 
     valid = False
+    demand: Demand | None = None
 
     @abstractmethod
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone
+from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError
 from tasks.decoders.registry import Decoder, pooled_maps, register_decoder, require_pooled
 
@@ -119,6 +120,7 @@ class DeconvNetDecoder(UnpoolingDecoder):
     ) -> None:
         super().__init__(backbone, classes, layers, transposed=True, who="decoder 'deconvnet'")
         stride, channels = backbone.traits.strides[self.last], backbone.channels[self.last]
+        self.demand = Demand(f"decoder 'deconvnet' with kernel {kernel}", (stride * kernel,) * 2, stride)
         if size is not None and min(size) < stride * kernel:
             raise ConfigError(
                 f"data.size {list(size)} does not fit decoder 'deconvnet': with kernel {kernel} it needs at least"

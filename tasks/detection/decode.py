@@ -65,6 +65,45 @@ def top_boxes(boxes: Tensor, scores: Tensor, count: int) -> BoxPrediction:
     return BoxPrediction(boxes.gather(1, rows[..., None].expand(-1, -1, 4)), values, pairs % classes)
 
 
+LEVELS, PLACES = 2048, 1 << 16
+"""How many levels a unit of logit has, and how many values of one level are told apart by their place."""
+
+
+def steady_order(logits: Tensor, count: int) -> Tensor:
+    """Indices int64 (B, min(count, N)) of the largest logits (B, N), the first of those that are alike.
+
+    Alike are logits of one level, 1/2048 wide (from -16 to 16): which of them is larger hangs on the last digits, in which
+    two engines differ, and flat parts of a picture have many. As whole numbers they are ordered alike by all engines.
+    """
+    level = (logits.float().clamp(-15.9, 15.9) * LEVELS).round().to(torch.int32)
+    place = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32).clamp(max=PLACES - 1)
+    return (level * PLACES + (PLACES - 1 - place)).topk(min(count, logits.shape[1]), dim=1).indices
+
+
+def logit(probabilities: Tensor) -> Tensor:
+    """Log-odds of probabilities, at most 16 either way."""
+    p = probabilities.float().clamp(1e-7, 1 - 1e-7)
+    return p.log() - (1 - p).log()
+
+
+def surviving(boxes: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """Which boxes xyxy (B, K, 4), the best first, non-maximum suppression per class leaves: float (B, K), 1 or 0.
+
+    Boxes of unlike images or classes are moved far apart, so one pass over all of them serves (and exports with a
+    dynamic batch).
+    """
+    from torchvision.ops import nms
+
+    batch, count = classes.shape
+    low, high = boxes.detach().min(), boxes.detach().max()
+    group = torch.arange(batch, device=boxes.device)[:, None] * (classes.max() + 1) + classes
+    moved = (boxes - low + (group * (high - low + 1))[..., None]).reshape(-1, 4)
+    rank = torch.arange(count, 0, -1, device=boxes.device, dtype=torch.float32).expand(batch, -1)
+    keep = nms(moved.float(), rank.reshape(-1), threshold)
+    alive = torch.zeros(batch * count, device=boxes.device, dtype=boxes.dtype).index_fill(0, keep, 1.0)
+    return alive.reshape(batch, count)
+
+
 def suppress(prediction: BoxPrediction, threshold: float) -> BoxPrediction:
     """Per-class non-maximum suppression of a batch in one call; suppressed rows get score 0 and go last.
 

@@ -13,7 +13,7 @@ from pipeline.labels import LabelSpace
 from pipeline.records import BoxTarget
 from tasks.decoders.registry import pooled_maps
 from tasks.detection.base import BoxHead
-from tasks.detection.decode import BoxPrediction, suppress, top_boxes
+from tasks.detection.decode import BoxPrediction, logit, steady_order, surviving
 from tasks.head import Losses, register
 
 
@@ -146,8 +146,11 @@ class FasterRcnnHead(BoxHead):
         batch, classes = raw.objectness.shape[0], len(self.space.names)
         every = self.rpn.box_coder.decode_single(raw.deltas.reshape(-1, 4), self._for_each(raw.anchors, batch))
         every = clipped(every.reshape(batch, -1, 4), raw.size)
-        best = top_boxes(every, raw.objectness.sigmoid()[..., None], 10 * self.proposals)
-        boxes, alive, _ = (column[:, : self.proposals] for column in suppress(best, 0.7))
+        best = steady_order(raw.objectness, 10 * self.proposals)
+        boxes = every.gather(1, best[..., None].expand(-1, -1, 4))
+        alive = surviving(boxes, torch.zeros_like(best), 0.7)
+        first = steady_order(alive, self.proposals)
+        boxes, alive = boxes.gather(1, first[..., None].expand(-1, -1, 4)), alive.gather(1, first)
         count = boxes.shape[1]
         number = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, count, 1)
         rois = torch.cat([number, boxes], 2).reshape(-1, 5)
@@ -157,10 +160,11 @@ class FasterRcnnHead(BoxHead):
         placed = self.roi.box_coder.decode_single(moves, rois[:, 1:])[:, 4:].reshape(batch, count * classes, 1, 4)
         placed = clipped(placed.reshape(batch, count * classes, 4), raw.size)
         kinds = torch.arange(classes, device=boxes.device).expand(batch, count, -1).reshape(batch, -1)
-        values, order = scores.reshape(batch, -1).topk(min(3 * self.max_boxes, count * classes), dim=1)
-        picked = placed.gather(1, order[..., None].expand(-1, -1, 4))
-        wide = suppress(BoxPrediction(picked, values, kinds.gather(1, order)), self.nms_iou)
-        return BoxPrediction(*(column[:, : self.max_boxes] for column in wide))
+        order = steady_order(logit(scores.reshape(batch, -1)), 3 * self.max_boxes)
+        picked, sorts = placed.gather(1, order[..., None].expand(-1, -1, 4)), kinds.gather(1, order)
+        kept = scores.reshape(batch, -1).gather(1, order) * surviving(picked, sorts, self.nms_iou)
+        values, last = kept.topk(min(self.max_boxes, kept.shape[1]), dim=1)
+        return BoxPrediction(picked.gather(1, last[..., None].expand(-1, -1, 4)), values, sorts.gather(1, last))
 
     @staticmethod
     def _for_each(anchors: Tensor, batch: int) -> Tensor:

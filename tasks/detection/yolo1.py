@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import STRIDES, Backbone, require_strides
-from pipeline.backbones.traits import require_size
+from pipeline.backbones.traits import Demand
 from pipeline.backbones.yolo import leaky_convolution
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
@@ -73,7 +73,8 @@ class YoloV1Head(BoxHead):
             raise ConfigError("YOLO v1's fully connected layers are built for one input size; give model.size")
         if boxes < 1 or width < 1 or hidden < 1:
             raise ConfigError(f"boxes, width and hidden are 1 or more, not {boxes}, {width} and {hidden}")
-        require_size(f"YOLO v1's head with cells of {stride} pixels", size, (stride, stride), stride)
+        self.demand = Demand(f"YOLO v1's head with cells of {stride} pixels", (stride, stride), stride, size)
+        self.demand.check(size)
         self.size, self.grid, self.count = size, (size[0] // stride, size[1] // stride), boxes
         self.max_boxes, self.nms_iou = max_boxes, nms_iou
         self.coordinate_weight, self.empty_weight = coordinate_weight, empty_weight

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from pipeline.callbacks.checkpoints import Checkpoints, WholeFileIO
 from pipeline.callbacks.ema import AverageWeights
@@ -124,6 +125,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
     assert load(tmp_path / "last.ckpt") == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_fast_dev_run_puts_a_stand_in_for_the_logger(tmp_path):
+    trainer(tmp_path, [Checkpoints()], logger=CSVLogger(tmp_path), fast_dev_run=1).fit(Toy())
+    assert not list(tmp_path.glob("**/*.ckpt"))
 
 
 def test_without_validation_only_the_last_is_kept(tmp_path):

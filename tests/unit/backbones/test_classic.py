@@ -70,7 +70,7 @@ def test_convolutions_are_the_fully_connected_classifier():
     hidden = torch.relu(torch.nn.functional.linear(maps.flatten(1), first.weight.flatten(1), first.bias))
     hidden = torch.relu(torch.nn.functional.linear(hidden, second.weight.flatten(1), second.bias))
     wanted = torch.nn.functional.linear(hidden, third.weight.flatten(1), third.bias)
-    torch.testing.assert_close(head([maps] * 5, (224, 224)), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head([maps] * 5, (224, 224)).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_signals_2050_parameters_against_150185():

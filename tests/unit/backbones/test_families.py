@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import onnx
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from pipeline.backbones.inception import TABLE, Inception, branch
 from pipeline.backbones.residual import PairBlock
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
+from pipeline.records import ClassTarget
 from tasks.network import build_network
 from tests.unit.backbones.trial import built_in, exports, multiplications, on_meta, parameters, passes, shapes_of
 
@@ -52,6 +56,53 @@ def test_googlenet_counts_what_the_paper_counts():
         assert multiplications(network, torch.zeros(1, 3, 224, 224)) == pytest.approx(1.5e9, rel=0.06)
     assert parameters(on_meta("googlenet-naive")) > 13 * parameters(network)
     assert shapes_of("googlenet", (64, 96), width=0.125)[-1] == (128, 2, 3)
+
+
+def test_googlenets_classifiers_along_the_way_are_the_papers():
+    network = on_meta("googlenet", head={"auxiliary": 0.3})
+    first, second = network.heads["label"].along
+    # Section 5: 4 x 4 x 512 and 4 x 4 x 528 after the pooling, 128 1 x 1 kernels, 1,024 units, 1,000 classes.
+    assert parameters(first) == 512 * 128 + 128 + 2048 * 1024 + 1024 + 1024 * 1000 + 1000
+    assert parameters(second) == parameters(first) + 16 * 128
+    pooled = []
+    first.reduce.register_forward_hook(lambda module, given, out: pooled.append(given[0].shape[1:]))
+    with torch.device("meta"):
+        network.train()
+        raw = network(torch.zeros(2, 3, 224, 224))["label"]
+        assert pooled == [(512, 4, 4)]
+        assert [logits.shape for logits in raw.along] == [(2, 1000)] * 2
+        network.eval()
+        assert network(torch.zeros(2, 3, 224, 224))["label"].along == []
+
+
+def test_what_stands_along_the_way_counts_for_its_weight():
+    spaces = {"label": LabelSpace("classes", ("a", "b", "c"))}
+    network = build_network("googlenet", 3, None, {"label": {"auxiliary": 0.3}}, spaces, {"width": 0.0625}, (64, 64))
+    target = ClassTarget(torch.eye(3), torch.tensor([True, True, False]))
+    raw = network.train()(torch.rand(3, 3, 64, 64))["label"]
+    losses = network.heads["label"].loss(raw, target)
+    own = [torch.nn.functional.cross_entropy(logits[:2], torch.tensor([0, 1])) for logits in (raw.logits, *raw.along)]
+    assert float(losses["label"]) == pytest.approx(float(own[0]), rel=1e-5)
+    assert float(losses["auxiliary"]) == pytest.approx(0.3 * float(own[1] + own[2]), rel=1e-5)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in network.heads["label"].along.parameters())
+
+
+def test_what_stands_along_the_way_trains_and_is_not_exported(tmp_path):
+    options = {"width": 0.125, "batch_norm": True}
+    network = passes(tmp_path, "googlenet", {"scene": {"auxiliary": 0.3}}, built_in(64), backbone_options=options)
+    along = parameters(network.heads["scene"].along)
+    assert along > 60_000
+    held = sum(prod(tensor.dims) for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer)
+    assert 0 < held < parameters(network) - along + 1000  # batch norms are folded; constants are few
+
+
+def test_a_network_without_classifiers_along_the_way_says_so():
+    told = r"head 'label' \(classification\): auxiliary: 0.3, but backbone 'resnet18' has no classifiers along the way"
+    with pytest.raises(ConfigError, match=told):
+        on_meta("resnet18", head={"auxiliary": 0.3})
+    with pytest.raises(ConfigError, match="auxiliary is a weight of 0 or more, not -1"):
+        on_meta("googlenet", head={"auxiliary": -1.0})
 
 
 def test_resnet152_has_60_million_parameters():

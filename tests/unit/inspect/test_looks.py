@@ -134,7 +134,9 @@ def test_grad_cam_points_at_the_cause(look):
 
 
 def test_a_head_whose_answer_has_no_gradient_is_left_out(look, monkeypatch):
-    monkeypatch.setattr("pipeline.inspect.gradcam.explain", lambda raw, prediction, space: (raw.detach()[:, 0], ["x"]))
+    monkeypatch.setattr(
+        "pipeline.inspect.gradcam.explain", lambda raw, prediction, space: (raw.logits.detach()[:, 0], ["x"])
+    )
     with pytest.raises(NotHereError, match="a stage that reaches colour"):
         look_at_answers(look)
 
