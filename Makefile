@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint types unit
+.PHONY: help setup demo lectures test lint types unit
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -21,6 +21,8 @@ help: ## list the targets
 setup: .venv/ready ## create .venv with the pinned packages
 demo: .venv/ready ## train, test and picture the three-task network on built-in data
 	$(BIN)/lightning demo
+lectures: .venv/ready ## train the experiments of docs/lectures.md and write its tables, an hour
+	$(BIN)/python benchmarks/lectures.py
 lint: .venv/ready-dev ## lint, format and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
