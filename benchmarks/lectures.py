@@ -94,6 +94,7 @@ def measure(experiment: Experiment, variant: Variant, seed: int, out: Path, limi
     if limit is not None:
         words += [f"--trainer.limit_{stage}_batches={limit}" for stage in ("train", "val", "test")]
         words += ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+    stands_for = given_of(experiment, variant, seed, limit)
     begun, clock = time.process_time(), time.monotonic()
     cli: Any = run(head_options(words))
     head, _, figure = (variant.metric or experiment.metric).partition("/")
@@ -101,7 +102,7 @@ def measure(experiment: Experiment, variant: Variant, seed: int, out: Path, limi
     settings = json.dumps(cli.datamodule.settings)
     (tested,) = cli.trainer.test(cli.model, datamodule=test_scenes(settings), verbose=False)
     return {
-        "given": given_of(experiment, variant, seed, limit),
+        "given": stands_for,
         "metric": figure,
         "value": float(tested[f"test/{head}/{figure}"]),
         "train_loss": loss,
@@ -191,7 +192,7 @@ def table(experiment: Experiment, results: dict[str, Any]) -> str:
     """An experiment as a table; variants that were not run yet are left out."""
     rows = []
     for variant in experiment.variants:
-        keys = [key_of(experiment, variant, seed) for seed in range(experiment.seeds)]
+        keys = [key_of(experiment, variant, seed) for seed in experiment.seeds]
         runs = [results["runs"][key] for key in keys if key in results["runs"]]
         if not runs:
             continue
@@ -249,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"unknown experiment {name!r}; there are {', '.join(known)}")
     chosen = [experiment for experiment in EXPERIMENTS if not given.names or experiment.name in given.names]
     # Every experiment once before any twice: a stopped run has told of all.
-    work = [(e, v, seed) for seed in range(9) for e in chosen if seed < e.seeds for v in e.variants]
+    work = [(e, v, seed) for seed in range(9) for e in chosen if seed in e.seeds for v in e.variants]
     if given.list:
         for place in work:
             sys.stdout.write(f"lightning {shlex.join(command_of(*place))}\n".replace(f"{ROOT}/", ""))
@@ -267,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
             f"[{number}/{len(work)}] {key}: {told['metric']} {told['value']:.3f}, {told['seconds']:.0f} s\n"
         )
         sys.stdout.flush()
-    known_keys = [key_of(e, v, seed) for e in EXPERIMENTS for seed in range(e.seeds) for v in e.variants]
+    known_keys = [key_of(e, v, seed) for e in EXPERIMENTS for seed in e.seeds for v in e.variants]
     results = {**results, "runs": {key: results["runs"][key] for key in known_keys if key in results["runs"]}}
     document = given.docs / "lectures.md"
     save(document, rendered(document.read_text(encoding="utf-8"), results))

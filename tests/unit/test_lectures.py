@@ -1,4 +1,4 @@
-"""The lectures' experiments: every variant builds, and one runs by the command."""
+"""The lectures' experiments: every variant builds, one runs by the command, and the checked-in tables are of these configs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_command_runs_an_experiment_and_goes_on_where_it_stopped(lectures, t
     text = (ROOT / "docs" / "lectures.md").read_text()
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "lectures.md").write_text(text)
-    small = [lectures.EXPERIMENTS[0].__class__("transfer", "surface/mIoU", 1, lectures.EXPERIMENTS[-1].variants[:3])]
+    small = [lectures.EXPERIMENTS[0].__class__("transfer", "surface/mIoU", (0,), lectures.EXPERIMENTS[-1].variants[:3])]
     monkeypatch.setattr(lectures, "EXPERIMENTS", (*lectures.EXPERIMENTS[:-1], *small))
     given = ["transfer", "--out", "out", "--docs", "docs", "--limit", "1"]
     assert lectures.main(given) == 0
@@ -85,6 +85,19 @@ def test_the_command_runs_an_experiment_and_goes_on_where_it_stopped(lectures, t
     assert (tmp_path / "docs" / "lectures.md").read_text() == changed
     with pytest.raises(pytest.fail.Exception):
         lectures.main([*given[:-1], "2"])
+
+
+def test_the_tables_in_the_docs_are_those_of_the_checked_in_results(lectures):
+    text = (ROOT / "docs" / "lectures.md").read_text()
+    results = lectures.load(ROOT / "docs" / "lectures.json")
+    assert lectures.rendered(text, results) == text
+    for experiment in lectures.EXPERIMENTS:
+        assert f"configs/lectures/{experiment.name}.yaml" in text
+        for variant in experiment.variants:
+            assert f"| {variant.name} | " in text
+            for seed in experiment.seeds:
+                run = results["runs"][lectures.key_of(experiment, variant, seed)]
+                assert run["given"] == lectures.given_of(experiment, variant, seed), "run `make lectures` again"
 
 
 def test_every_config_is_an_experiment(lectures):
