@@ -101,6 +101,8 @@ def measure(experiment: Experiment, variant: Variant, seed: int, out: Path, limi
     loss = float(cli.trainer.callback_metrics[f"train/{head}/loss"])
     settings = json.dumps(cli.datamodule.settings)
     (tested,) = cli.trainer.test(cli.model, datamodule=test_scenes(settings), verbose=False)
+    if not any(other.after == variant.name for other in experiment.variants):
+        shutil.rmtree(folder / "runs")  # checkpoints that no other goes on from: two gigabytes together
     return {
         "given": stands_for,
         "metric": figure,
