@@ -73,7 +73,7 @@ EXPERIMENTS = (
     Experiment(
         "signals",
         "shape/accuracy",
-        (1,),
+        (0, 1),
         (
             Variant("convolutional"),
             Variant(
@@ -83,7 +83,7 @@ EXPERIMENTS = (
             Variant("fully connected, wide", ("--model.backbone=mlp", LINEAR)),
         ),
     ),
-    Experiment("depth", "scene/accuracy", (0,), backbones("plain20", "resnet20", "plain56", "resnet56")),
+    Experiment("depth", "scene/accuracy", (0, 1), backbones("plain20", "resnet20", "plain56", "resnet56")),
     Experiment(
         "kernels",
         "scene/accuracy",
@@ -103,7 +103,7 @@ EXPERIMENTS = (
     Experiment(
         "upsampling",
         "surface/mIoU",
-        (1,),
+        (0, 1),
         (
             unet("duplicate", "false", "nearest"),
             unet("bilinear", "false", "bilinear"),
@@ -114,7 +114,7 @@ EXPERIMENTS = (
     Experiment(
         "skips",
         "surface/mIoU",
-        (1,),
+        (0, 1),
         (unet("with skips", "true", "transposed"), unet("without", "false", "transposed")),
     ),
     Experiment(
@@ -148,7 +148,7 @@ EXPERIMENTS = (
     Experiment(
         "transfer",
         "surface/mIoU",
-        (0,),
+        (0, 1),
         (
             Variant(
                 "the start: image labels", ("--model.heads={scene: {}, daytime: {}}", *START), None, "scene/accuracy"

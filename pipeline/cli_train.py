@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 import tasks.multitask  # makes the modules reachable by bare name
 from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint, require_readable
@@ -53,7 +54,7 @@ class ConfigToRun(SaveConfigCallback):
             if isinstance(logger, RunLogger) and stage == "fit":
                 logger.log_config(text)
             elif isinstance(logger, RunLogger):
-                logger.log_text(text, f"config_{stage}.yaml")
+                logger.log_text(text, f"config_{TrainerFn(stage).value}.yaml")
 
 
 class TrifocalCLI(LightningCLI):
