@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from PIL import Image
 
@@ -83,7 +84,7 @@ def test_a_bundle_scores_as_its_training_did(trained):
 
 def test_int8_of_a_registered_model_on_open_sizes(trained):
     """From `models:/`, with what the gate lets pass knowingly: two epochs of training make no robust network."""
-    options = ("--int8", "--allow-worse", "1", "--no-torchscript", "--no-mask-probabilities")
+    options = ("--int8", "--allow-worse", "1", "--no-torchscript", "--no-mask-probabilities", "--dynamic-size")
     done = lightning("export", "--ckpt", "models:/tiny@champion", "--out", "small", *options, cwd=trained)
     assert done.returncode == 0, done.stderr[-3000:]
     manifest = read_bundle(trained / "small").manifest
@@ -91,6 +92,12 @@ def test_int8_of_a_registered_model_on_open_sizes(trained):
     assert "model.ts.pt" not in manifest.files
     assert manifest.files["model.int8.onnx"].bytes < 0.5 * manifest.files["model.onnx"].bytes
     assert manifest.checks["onnxruntime:int8"]["float"]
+    for file in ("model.onnx", "model.int8.onnx"):
+        session = ort.InferenceSession(trained / "small" / file, providers=["CPUExecutionProvider"])
+        (entry,) = session.get_inputs()
+        assert not any(isinstance(side, int) for side in entry.shape[:3])
+        (mask,) = session.run(["surface.mask"], {entry.name: np.zeros((2, 96, 160, 3), np.uint8)})
+        assert mask.shape == (2, 96, 160)
     assert "onnxruntime:int8 keeps in float" in done.stdout
 
 
