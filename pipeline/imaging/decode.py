@@ -51,10 +51,12 @@ def decode_bytes(
     data: bytes,
     name: str,
     at_least: int | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> tuple[Pixels, tuple[int, int]]:
-    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` are refused by the header."""
+    """Like `read_image`, of bytes; `name` is for messages. More than `max_pixels` (MAX_PIXELS) are refused by the header."""
+    if max_pixels is None:
+        max_pixels = MAX_PIXELS
     if not data:
         raise ImageError(f"{name}: the file is empty")
     with warnings.catch_warnings():
