@@ -21,7 +21,7 @@ help: ## list the targets
 setup: .venv/ready ## create .venv with the pinned packages
 demo: .venv/ready ## train, test and picture the three-task network on built-in data
 	$(BIN)/lightning demo
-lectures: .venv/ready ## train the experiments of docs/lectures.md and write its tables, a quarter of an hour
+lectures: .venv/ready ## train the experiments of docs/lectures.md and write its tables, twenty minutes
 	$(BIN)/python benchmarks/lectures.py
 lint: .venv/ready-dev ## lint, format and import rules
 	$(BIN)/ruff check .
