@@ -8,7 +8,7 @@
     python benchmarks/engines.py parts     where the time goes, per part of the network
     python benchmarks/engines.py start     seconds from process start to the first answer
 
-Options: --size 320 --batch 1 --backbone resnet18 --rounds 15 --seconds 20. Weights are random: only speed is measured.
+Options: --size 320 --batch 1 --backbone resnet18 --rounds 15 --seconds 20 --decoder fpn (of the masks). Weights are random: only speed is measured.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def table(found: dict[str, float], base: str) -> None:
 
 
 def engines(given: Given, folder: Path) -> None:
-    graph = graph_of(given.backbone)
+    graph = graph_of(given.backbone, {"surface": {"decoder": given.decoder}} if given.decoder else None)
     images = scenes(given.batch, given.size)
     ways = {"eager float32": eager_of(graph, images)}
     table(timed(ways | engines_of(bundle_of(graph, folder / "b", given.size), images), given), "eager float32")
@@ -141,8 +141,9 @@ def engines(given: Given, folder: Path) -> None:
 
 def sharing(given: Given, folder: Path) -> None:
     images = scenes(given.batch, given.size)
-    parts = {"three tasks in one": graph_of(given.backbone)}
-    parts |= {f"{name} alone": graph_of(given.backbone, None, fields) for name, fields in FIELDS.items()}
+    heads = {"surface": {"decoder": given.decoder}} if given.decoder else None
+    parts = {"three tasks in one": graph_of(given.backbone, heads)}
+    parts |= {f"{name} alone": graph_of(given.backbone, heads, fields) for name, fields in FIELDS.items()}
     parts["mask alone, smp's default decoder"] = graph_of(given.backbone, SMP_DECODER, {"surface"})
     ways: Ways = {}
     for name, graph in parts.items():
@@ -292,6 +293,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--decoder", help="of the mask, for `engines` and `sharing`: fpn")
     parser.add_argument("--peer", help="a Python interpreter that has Ultralytics")
     given = parser.parse_args()
     if given.what == "nano" and not given.peer:
