@@ -86,39 +86,27 @@ def logit(probabilities: Tensor) -> Tensor:
     return p.log() - (1 - p).log()
 
 
-def surviving(boxes: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Which boxes xyxy (B, K, 4), the best first, non-maximum suppression per class leaves: float (B, K), 1 or 0.
+def surviving(boxes: Tensor, classes: Tensor, threshold: float, scores: Tensor | None = None) -> Tensor:
+    """Which boxes xyxy (B, K, 4) non-maximum suppression per class leaves: float (B, K), 1 or 0.
 
     Boxes of unlike images or classes are moved far apart, so one pass over all of them serves (and exports with a
-    dynamic batch).
+    dynamic batch). Without scores (B, K) the first are the best.
     """
     from torchvision.ops import nms
 
     batch, count = classes.shape
+    if scores is None:
+        scores = torch.arange(count, 0, -1, device=boxes.device, dtype=torch.float32).expand(batch, -1)
     low, high = boxes.detach().min(), boxes.detach().max()
     group = torch.arange(batch, device=boxes.device)[:, None] * (classes.max() + 1) + classes
     moved = (boxes - low + (group * (high - low + 1))[..., None]).reshape(-1, 4)
-    rank = torch.arange(count, 0, -1, device=boxes.device, dtype=torch.float32).expand(batch, -1)
-    keep = nms(moved.float(), rank.reshape(-1), threshold)
+    keep = nms(moved.float(), scores.reshape(-1).float(), threshold)
     alive = torch.zeros(batch * count, device=boxes.device, dtype=boxes.dtype).index_fill(0, keep, 1.0)
     return alive.reshape(batch, count)
 
 
 def suppress(prediction: BoxPrediction, threshold: float) -> BoxPrediction:
-    """Per-class non-maximum suppression of a batch in one call; suppressed rows get score 0 and go last.
-
-    Boxes of unlike images or classes are moved far apart, so one pass over all of them serves (and exports with a
-    dynamic batch).
-    """
-    from torchvision.ops import nms
-
+    """Per-class non-maximum suppression of a batch in one call; suppressed rows get score 0 and go last."""
     boxes, scores, classes = prediction
-    batch, count = scores.shape
-    low, high = boxes.detach().min(), boxes.detach().max()
-    span = high - low + 1
-    group = torch.arange(batch, device=boxes.device)[:, None] * (classes.max() + 1) + classes
-    moved = (boxes - low + (group * span)[..., None]).reshape(-1, 4)
-    keep = nms(moved.float(), scores.reshape(-1).float(), threshold)
-    alive = torch.zeros(batch * count, device=scores.device, dtype=scores.dtype).index_fill(0, keep, 1.0)
-    values, order = (scores * alive.reshape(batch, count)).sort(dim=1, descending=True)
+    values, order = (scores * surviving(boxes, classes, threshold, scores)).sort(dim=1, descending=True)
     return BoxPrediction(boxes.gather(1, order[..., None].expand(-1, -1, 4)), values, classes.gather(1, order))
