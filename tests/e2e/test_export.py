@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnxruntime as ort
 import pytest
+from mlflow.models import Model
 from PIL import Image
 
 from pipeline.bundle import read_bundle
@@ -82,6 +84,24 @@ def test_a_bundle_scores_as_its_training_did(trained):
         assert found["metrics"][head][metric] == pytest.approx(wanted, abs=0.003), (head, metric)
 
 
+def test_the_registered_model_has_signature_example_metrics_and_alias(trained, tmp_path, monkeypatch):
+    client, (run,) = runs_of(trained)
+    version = client.get_model_version_by_alias("tiny", "champion")
+    assert version.tags["trifocal.bundle"] == read_bundle(trained / "bundle").manifest.version
+    model = client.get_logged_model(version.source.rpartition("/")[2])
+    assert model.source_run_id == run.info.run_id
+    found = {metric.key: metric.value for metric in model.metrics}
+    accuracy = "export/onnxruntime-fp32/scene/accuracy"
+    assert found[accuracy] == pytest.approx(run.data.metrics[accuracy])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlruns/mlflow.db")
+    folder = mlflow.artifacts.download_artifacts("models:/tiny@champion", dst_path=str(tmp_path))
+    packed = Model.load(folder)
+    (entry,) = packed.signature.inputs.inputs
+    assert (entry.type, entry.shape[1:]) == (np.dtype(np.uint8), (64, 64, 3))
+    assert {"objects.boxes", "surface.mask"} <= set(packed.signature.outputs.input_names())
+    assert np.asarray(packed.load_input_example(folder)).shape == (2, 64, 64, 3)
+
+
 def test_int8_of_a_registered_model_on_open_sizes(trained):
     """From `models:/`, with what the gate lets pass knowingly: two epochs of training make no robust network."""
     options = ("--int8", "--allow-worse", "1", "--no-torchscript", "--no-mask-probabilities", "--dynamic-size")
@@ -91,7 +111,10 @@ def test_int8_of_a_registered_model_on_open_sizes(trained):
     assert {"model.onnx", "model.int8.onnx"} <= set(manifest.files)
     assert "model.ts.pt" not in manifest.files
     assert manifest.files["model.int8.onnx"].bytes < 0.5 * manifest.files["model.onnx"].bytes
-    assert manifest.checks["onnxruntime:int8"]["float"]
+    for spec in ("onnxruntime:int8", "openvino:int8"):
+        assert manifest.checks[spec]["float"]
+        assert manifest.checks[spec]["passed"]
+    assert {"model.int8.xml", "model.int8.bin"} <= set(manifest.files)
     for file in ("model.onnx", "model.int8.onnx"):
         session = ort.InferenceSession(trained / "small" / file, providers=["CPUExecutionProvider"])
         (entry,) = session.get_inputs()

@@ -170,14 +170,18 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
     assert not list(tmp_path.glob("outputs/runs/*/*.part"))
 
 
-def test_ctrl_c_saves_marks_the_run_and_exits_with_130(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_marks_the_run_and_sets_the_exit_code(tmp_path, number, code):
     process = start("fit", *TINY, "--trainer.max_epochs", "500", cwd=tmp_path)
     wait_for(lambda: last_checkpoint(tmp_path) is not None)
-    before = torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"]
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGSTOP)  # so that none but the signal's own checkpoint can take the old one's place
+    before = torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"]
+    last_checkpoint(tmp_path).unlink()
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err[-2000:]
+    assert process.returncode == code, err[-2000:]
     assert "Traceback" not in err
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] >= before
     (run,) = runs_of(tmp_path)[1]
