@@ -11,10 +11,13 @@ Reading never unpickles and never writes. The folder appears under its name only
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +25,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, DataError
 from pipeline.labels import LabelSpace
 
 SCHEMA = 1
 """Raised when a reader of the former schema would misread the folder."""
 
 MANIFEST = "bundle.json"
-KINDS = ("classes", "multilabel", "boxes", "mask")
+COLUMNS = {
+    "classes": ("probabilities",),
+    "multilabel": ("probabilities",),
+    "boxes": ("boxes", "scores", "classes"),
+    "mask": ("mask",),
+}
+"""By kind of head, the outputs `<head>.<column>` that an answer is made of; a mask may have `probabilities` too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +162,7 @@ def read_bundle(path: Path) -> Bundle:
         BundleError: no bundle, a broken or newer manifest, an unknown kind of head, a file missing or of another size.
     """
     try:
-        text = (path / MANIFEST).read_text()
+        text = (path / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(
             f"{path} is no bundle ({MANIFEST}: {error.strerror}); `lightning export --ckpt … --out DIR` writes one"
@@ -161,7 +170,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         plain = json.loads(text)
         schema = int(plain["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is broken ({error!r}); export or copy it again") from error
     if schema > SCHEMA:
         raise BundleError(f"bundle {path} has schema {schema}; this version reads up to {SCHEMA}: update trifocal")
@@ -170,10 +179,13 @@ def read_bundle(path: Path) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is incomplete ({error!r}); export it again") from error
     for name, head in manifest.heads.items():
-        if head.kind not in KINDS:
+        if head.kind not in COLUMNS:
             raise BundleError(
-                f"bundle {path}: head {name!r} is of unknown kind {head.kind!r}; known: {', '.join(KINDS)}; update trifocal"
+                f"bundle {path}: head {name!r} is of unknown kind {head.kind!r}; known: {', '.join(COLUMNS)}; update trifocal"
             )
+    nonsense = _nonsense(manifest)
+    if nonsense is not None:
+        raise BundleError(f"bundle {path}: {MANIFEST} makes no sense: {nonsense}; export or copy it again")
     for name, spec in manifest.files.items():
         _require_file(path, name, spec)
     return Bundle(path, manifest)
@@ -185,11 +197,41 @@ def _require_file(path: Path, name: str, spec: FileSpec) -> None:
             f"bundle {path}: file {name!r} lies outside the bundle; a bundle names files of its own folder"
         )
     try:
-        size = (path / name).stat().st_size
-    except OSError as error:
+        found = (path / name).stat()
+    except (OSError, ValueError) as error:
         raise BundleError(f"bundle {path}: {name} is missing; export or copy it again") from error
-    if size != spec.bytes:
-        raise BundleError(f"bundle {path}: {name} has {size} bytes instead of {spec.bytes}; export or copy it again")
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"bundle {path}: {name} is no file; export or copy it again")
+    if found.st_size != spec.bytes:
+        raise BundleError(
+            f"bundle {path}: {name} has {found.st_size} bytes instead of {spec.bytes}; export or copy it again"
+        )
+
+
+def _nonsense(manifest: Manifest) -> str | None:
+    """What of a manifest cannot be meant: a size, a class list or an output of a wrong kind; None for sense."""
+    given = manifest.input
+    if not all(_between(side, 1, 1 << 16) for side in (*given.size, given.multiple)) or not _between(
+        given.fill, 0, 255
+    ):
+        return f"an input of {given.height!r} x {given.width!r} on grey {given.fill!r}"
+    for name, head in manifest.heads.items():
+        if not head.classes or not all(isinstance(each, str) for each in head.classes):
+            return f"head {name!r} has no list of classes"
+        try:
+            head.space  # noqa: B018  # it checks the names
+        except DataError as error:
+            return f"head {name!r}: {error}"
+        wanted = {f"{name}.{column}" for column in COLUMNS[head.kind]}
+        if set(head.outputs) - ({f"{name}.probabilities"} if head.kind == "mask" else set()) != wanted:
+            return f"head {name!r} ({head.kind}) answers {', '.join(map(str, head.outputs))}"
+        if not isinstance(head.threshold, (int, float)) or not math.isfinite(head.threshold):
+            return f"head {name!r} counts from {head.threshold!r}"
+    return None
+
+
+def _between(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and least <= value <= most
 
 
 def manifest_from(plain: dict[str, Any]) -> Manifest:
@@ -198,8 +240,13 @@ def manifest_from(plain: dict[str, Any]) -> Manifest:
     def known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key in kind.__dataclass_fields__}  # type: ignore[attr-defined]
 
+    def texts(value: list[str]) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list")
+        return tuple(value)
+
     heads = {
-        name: HeadSpec(**known(HeadSpec, head) | {"classes": tuple(head["classes"]), "outputs": tuple(head["outputs"])})
+        name: HeadSpec(**known(HeadSpec, head) | {"classes": texts(head["classes"]), "outputs": texts(head["outputs"])})
         for name, head in plain["heads"].items()
     }
     files = {name: FileSpec(**known(FileSpec, values)) for name, values in plain["files"].items()}
@@ -212,16 +259,29 @@ def writing(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` to fill; it is removed unless `finish` gave it its name.
 
     Raises:
-        BundleError: `target` exists and is no bundle.
+        BundleError: `target` exists and is no bundle, is a folder that cannot be replaced, or cannot be written.
     """
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target} exists and is no bundle; name another folder with --out")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise BundleError(f"{target} exists and is no bundle; name another folder with --out")
+        if target.resolve() in {Path.cwd(), *Path.cwd().parents} or target.is_mount():
+            raise BundleError(f"{target} is in use as a folder or a mount and cannot be replaced; name one inside it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
     try:
         yield part
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}:
+            raise _unwritable(target, error) from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _unwritable(target: Path, error: OSError) -> BundleError:
+    return BundleError(f"{target} cannot be written ({error.strerror}); name another folder with --out")
 
 
 def describe_file(path: Path, file_format: str, precision: str = "") -> FileSpec:
@@ -236,14 +296,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def finish(part: Path, target: Path) -> None:
-    """Gives a filled folder its name; a bundle that stood there goes only when the new one stands."""
+    """Gives a filled folder its name; a bundle that stood there goes only when the new one stands. Raises BundleError."""
     part.chmod(0o755)
     for file in [*part.iterdir(), part]:
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
+    try:
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise _unwritable(target, error) from error
+    if old.is_symlink():  # only the name was replaced, not the folder it led to
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.bundle import Manifest
+from pipeline.errors import BundleError
 
 Outputs = dict[str, NDArray[Any]]
 """The graph's answers by output name, the batch first."""
@@ -40,6 +45,13 @@ class Engine(Protocol):
 
     def report(self) -> EngineReport:
         """What runs here."""
+
+
+def require_fit(manifest: Manifest, path: Path, takes: Iterable[str], answers: Iterable[str]) -> None:
+    """Raises BundleError for a file whose input or answers, by name, are not those of the manifest beside it."""
+    missing = [name for name in (manifest.input.name, *manifest.outputs) if name not in {*takes, *answers}]
+    if missing:
+        raise BundleError(f"{path} knows no {', '.join(missing)}: it is of another bundle; export or copy it again")
 
 
 def grey(batch: int, size: tuple[int, int]) -> NDArray[np.uint8]:

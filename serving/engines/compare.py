@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Bundle, HeadSpec
+from pipeline.bundle import COLUMNS, Bundle, HeadSpec
 from pipeline.errors import BundleError
 from serving.engines.base import Engine, Outputs
 
@@ -107,9 +107,9 @@ def read_selftest(bundle: Bundle) -> tuple[NDArray[np.uint8], Outputs] | None:
     try:
         with np.load(io.BytesIO(bundle.content(name)), allow_pickle=False) as content:
             found = {key: content[key] for key in content.files}
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            return found.pop("images"), found
+    except (ValueError, KeyError, AttributeError, zipfile.BadZipFile, EOFError) as error:
         raise BundleError(f"bundle {bundle.path}: {name} is no self-test ({error}); export it again") from error
-    return found.pop("images"), found
 
 
 def selftest(bundle: Bundle, engine: Engine) -> list[str]:
@@ -122,5 +122,8 @@ def selftest(bundle: Bundle, engine: Engine) -> list[str]:
         name: HeadSpec(head.kind, head.classes, tuple(o for o in head.outputs if o in wanted), head.threshold)
         for name, head in bundle.manifest.heads.items()
     }
+    unknown = [name for name, head in heads.items() if any(f"{name}.{c}" not in wanted for c in COLUMNS[head.kind])]
+    if unknown:
+        raise BundleError(f"bundle {bundle.path}: its self-test knows no {', '.join(unknown)}; export it again")
     found = differences(wanted, engine.infer(images), heads)
     return raw_failures(found, SELFTEST[precision_of(engine.report().spec)], max(bundle.manifest.input.size))

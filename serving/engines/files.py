@@ -9,10 +9,20 @@ from pathlib import Path
 
 from pipeline.errors import BundleError
 
-_GRAPH, _INITIALIZER, _NODE, _ATTRIBUTE = 7, 5, 1, 5
-_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 5, 6
+_GRAPH = 7
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
-"""Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer and .node, NodeProto.attribute, ..."""
+"""Field numbers of onnx.proto: ModelProto.graph; TensorProto.external_data and .data_location."""
+
+_INNER: dict[str, dict[int, str]] = {
+    "model": {_GRAPH: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+"""Where tensors may lie: by message, its fields (by number) that hold messages which hold tensors."""
 
 
 def require_self_contained(data: bytes, path: Path) -> None:
@@ -21,9 +31,10 @@ def require_self_contained(data: bytes, path: Path) -> None:
     Reads the protobuf wire format itself, so that serving needs no `onnx` package.
     """
     try:
-        graphs = [value for number, value in _fields(memoryview(data)) if number == _GRAPH]
-        outside = any(_leads_outside(graph) for graph in graphs if isinstance(graph, memoryview))
-    except (IndexError, ValueError) as error:
+        whole = memoryview(data)
+        graphs = any(number == _GRAPH and isinstance(value, memoryview) for number, value in _fields(whole))
+        outside = _leads_outside(whole, "model")
+    except (IndexError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not an ONNX model; export the bundle again") from error
     if not graphs:
         raise BundleError(f"{path} is not an ONNX model; export the bundle again")
@@ -42,27 +53,15 @@ def require_torchscript(data: bytes, path: Path) -> None:
         raise BundleError(f"{path} is not a TorchScript file (a pickle in its place is not read); export it again")
 
 
-def _leads_outside(graph: memoryview) -> bool:
-    for number, value in _fields(graph):
-        if not isinstance(value, memoryview):
-            continue
-        if number == _INITIALIZER and _is_external(value):
-            return True
-        if number == _NODE:
-            for inner, attribute in _fields(value):
-                if inner == _ATTRIBUTE and isinstance(attribute, memoryview) and _attribute_leads_outside(attribute):
-                    return True
-    return False
-
-
-def _attribute_leads_outside(attribute: memoryview) -> bool:
-    for number, value in _fields(attribute):
-        if isinstance(value, memoryview):
-            if number == _ATTRIBUTE_TENSOR and _is_external(value):
-                return True
-            if number == _ATTRIBUTE_GRAPH and _leads_outside(value):
-                return True
-    return False
+def _leads_outside(message: memoryview, kind: str) -> bool:
+    """Whether a tensor anywhere inside a message of a kind of `_INNER` lies in another file."""
+    if kind == "tensor":
+        return _is_external(message)
+    inner = _INNER[kind]
+    return any(
+        number in inner and isinstance(value, memoryview) and _leads_outside(value, inner[number])
+        for number, value in _fields(message)
+    )
 
 
 def _is_external(tensor: memoryview) -> bool:

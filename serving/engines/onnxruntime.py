@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
 from pipeline.errors import EngineError
-from serving.engines.base import EngineReport, Outputs, first_line, grey
+from serving.engines.base import EngineReport, Outputs, first_line, grey, require_fit
 from serving.engines.files import require_self_contained
 from serving.engines.mapped import mapped_session
 
@@ -24,6 +24,8 @@ VARIANTS = ("fp32", "int8", "cuda", "tensorrt")
 INSTALL = "pip install onnxruntime"
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_SETTINGS = {"cuda": {"use_tf32": "0"}}
+"""Of the providers. TF32 keeps 10 bits of a number: more than the tolerance of float32 lets it lose."""
 
 
 def available(variant: str) -> str | None:
@@ -63,7 +65,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"bundle {bundle.path} has no {variant} ONNX file; export it with --int8")
         data = bundle.content(name)
         require_self_contained(data, bundle.path / name)
-        providers = [_PROVIDERS[variant]] if variant in _PROVIDERS else []
+        providers: list[Any] = [(_PROVIDERS[variant], _SETTINGS.get(variant, {}))] if variant in _PROVIDERS else []
         try:
             if shared is None:
                 both = [*providers, "CPUExecutionProvider"]
@@ -72,10 +74,11 @@ class OnnxRuntimeEngine:
                 self._session = mapped_session(data, shared, lambda: _options(threads))
         except Exception as error:  # its exceptions share no other base
             raise EngineError(f"{bundle.path / name}: ONNX Runtime cannot load it: {first_line(error)}") from error
-        if providers and self._session.get_providers()[0] != providers[0]:
+        if providers and self._session.get_providers()[0] != _PROVIDERS[variant]:
             raise EngineError(f"engine {NAME}:{variant}: no usable GPU on this machine; take --engine {NAME}")
         self._input = bundle.manifest.input
         self._names = [output.name for output in self._session.get_outputs()]
+        require_fit(bundle.manifest, bundle.path / name, (i.name for i in self._session.get_inputs()), self._names)
         device = "gpu" if providers else "cpu"
         self._report = EngineReport(NAME, variant, ort.__version__, device, threads, name)
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle
-from pipeline.errors import EngineError
-from serving.engines.base import EngineReport, Outputs, first_line, grey
+from pipeline.errors import BundleError, EngineError
+from serving.engines.base import EngineReport, Outputs, first_line, grey, require_fit
 from serving.engines.files import require_self_contained
 
 NAME = "openvino"
@@ -64,6 +64,8 @@ class OpenVinoEngine:
             self._compiled = core.compile_model(self._read(core, bundle, name), "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"{bundle.path / name}: OpenVINO cannot load it: {first_line(error)}") from error
+        ports = (self._compiled.inputs, self._compiled.outputs)
+        require_fit(bundle.manifest, bundle.path / name, *([n for p in each for n in p.get_names()] for each in ports))
         self._input = bundle.manifest.input
         self._names = bundle.manifest.outputs
         self._idle: SimpleQueue[Any] = SimpleQueue()
@@ -77,7 +79,10 @@ class OpenVinoEngine:
         if name.endswith(".onnx"):
             require_self_contained(data, bundle.path / name)
             return core.read_model(data)
-        return core.read_model(data, bundle.content(name.removesuffix(".xml") + ".bin"))
+        weights = name.removesuffix(".xml") + ".bin"
+        if weights not in bundle.manifest.files:
+            raise BundleError(f"bundle {bundle.path}: {name} has no {weights} beside it; export the bundle again")
+        return core.read_model(data, bundle.content(weights))
 
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """RGB uint8 (B, H, W, 3) to the answers by name; raises EngineError."""

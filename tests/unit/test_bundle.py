@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -75,9 +76,11 @@ def test_a_bundle_is_replaced_but_nothing_else_is(bundle, tmp_path):
 def test_a_missing_folder_or_manifest(bundle, tmp_path):
     with pytest.raises(BundleError, match=r"is no bundle.*lightning export"):
         read_bundle(tmp_path / "nowhere")
-    (bundle / "bundle.json").write_text("{")
-    with pytest.raises(BundleError, match=r"bundle.json is broken"):
-        read_bundle(bundle)
+    for content in (b"{", b"\x80\x02}q\x00.", b"[" * 100_000, b"[]", b""):
+        (bundle / "bundle.json").write_bytes(content)
+        with pytest.raises(BundleError, match=r"bundle.json is broken") as told:
+            read_bundle(bundle)
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,15 @@ def test_a_missing_folder_or_manifest(bundle, tmp_path):
         (lambda plain: plain["heads"]["colour"].pop("classes"), "bundle.json is incomplete"),
         (lambda plain: plain.update(files=["model.onnx"]), "bundle.json is incomplete"),
         (lambda plain: plain["files"].update({"../other/model.onnx": plain["files"]["model.onnx"]}), "outside the bundle"),
+        (lambda plain: plain.update(schema=float("inf")), "bundle.json is broken"),
+        (lambda plain: plain["heads"]["colour"].update(classes="rgb"), "bundle.json is incomplete"),
+        (lambda plain: plain["heads"]["colour"].update(classes=[1, 2]), "head 'colour' has no list of classes"),
+        (lambda plain: plain["heads"]["colour"].update(classes=["red", "red"]), "class names must differ"),
+        (lambda plain: plain["heads"]["colour"].update(threshold="half"), "head 'colour' counts from 'half'"),
+        (lambda plain: plain["heads"]["things"]["outputs"].pop(), r"head 'things' \(boxes\) answers things.boxes, things.s"),
+        (lambda plain: plain["heads"]["ground"].update(outputs=["sky.mask"]), r"head 'ground' \(mask\) answers sky.mask"),
+        (lambda plain: plain["input"].update(height="32"), "an input of '32' x 32"),
+        (lambda plain: plain["input"].update(width=0), "an input of 32 x 0"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_cannot_be_used_is_one_line(bundle, change, message):
@@ -116,10 +128,29 @@ def test_a_missing_or_altered_file(bundle):
     (bundle / "model.onnx").unlink()
     with pytest.raises(BundleError, match=r"model.onnx is missing"):
         read_bundle(bundle)
+    (bundle / "model.onnx").mkdir()
+    with pytest.raises(BundleError, match=r"model.onnx is no file"):
+        read_bundle(bundle)
 
 
-@pytest.mark.parametrize("place", ["/etc/hostname", "../other/model.data", "model.data"])
-@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_a_link_that_leads_to_other_bytes_is_an_altered_file(bundle, tmp_path):
+    data = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.onnx").unlink()
+    (tmp_path / "kept.onnx").write_bytes(data)
+    (bundle / "model.onnx").symlink_to(tmp_path / "kept.onnx")  # how some stores and mounts keep files
+    read_bundle(bundle).verify()
+    (tmp_path / "kept.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BundleError, match=r"model.onnx was altered"):
+        read_bundle(bundle).verify()
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        *((w, p) for w in ("initializer", "constant") for p in ("/etc/hostname", "../other/model.data", "model.data")),
+        *((w, "model.data") for w in ("branch", "function", "sparse", "list")),
+    ],
+)
 def test_onnx_files_whose_tensors_lie_elsewhere_are_refused(bundle, place, where):
     model = known_graph()
     tensor = next(t for t in model.graph.initializer if t.name == "boxes")
@@ -129,6 +160,16 @@ def test_onnx_files_whose_tensors_lie_elsewhere_are_refused(bundle, place, where
     model.graph.initializer.remove(tensor)
     if where == "initializer":
         model.graph.initializer.append(outside)
+    elif where == "branch":
+        inner = helper.make_graph([helper.make_node("Constant", [], ["boxes"], value=outside)], "then", [], [])
+        model.graph.node.insert(0, helper.make_node("If", ["yes"], ["boxes"], then_branch=inner, else_branch=inner))
+    elif where == "function":
+        node = helper.make_node("Constant", [], ["boxes"], value=outside)
+        model.functions.append(helper.make_function("own", "f", [], ["boxes"], [node], model.opset_import))
+    elif where == "sparse":
+        model.graph.sparse_initializer.add(values=outside, indices=tensor, dims=[1, 2, 4])
+    elif where == "list":
+        model.graph.node.insert(0, helper.make_node("Own", [], ["boxes"], domain="own", all=[outside]))
     else:
         model.graph.node.insert(0, helper.make_node("Constant", [], ["boxes"], value=outside))
     replace_file(bundle, "model.onnx", model.SerializeToString())
@@ -185,11 +226,70 @@ def test_a_file_of_another_bundle(bundle, tmp_path):
         load_engine(read_bundle(bundle), "onnxruntime")
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_file_of_another_bundle_whose_checksum_was_made_to_fit(bundle, engine):
+    pytest.importorskip(engine)
+    model = known_graph()
+    for node in model.graph.node:
+        node.output[:] = [name.replace("things.", "persons.") for name in node.output]
+    for output in model.graph.output:
+        output.name = output.name.replace("things.", "persons.")
+    replace_file(bundle, "model.onnx", model.SerializeToString())
+    with pytest.raises(BundleError, match=r"model.onnx knows no things.boxes, things.scores, .*of another bundle"):
+        load_engine(read_bundle(bundle), engine)
+
+
+def test_openvinos_file_without_its_weights(bundle):
+    pytest.importorskip("openvino")
+    (bundle / "model.int8.xml").write_text("<net/>")
+    spec = describe_file(bundle / "model.int8.xml", "openvino", "int8")
+    row = {"sha256": spec.sha256, "bytes": spec.bytes, "format": "openvino", "precision": "int8"}
+    edit(bundle, lambda plain: plain["files"].update({"model.int8.xml": row}))
+    with pytest.raises(BundleError, match=r"model.int8.xml has no model.int8.bin beside it"):
+        load_engine(read_bundle(bundle), "openvino:int8")
+
+
 def test_a_copied_bundle_works_anywhere(bundle, tmp_path):
     moved = tmp_path / "elsewhere" / "ö name"
     shutil.copytree(bundle, moved)
     shutil.rmtree(bundle)
     load_engine(read_bundle(moved), "onnxruntime").warm_up(3)
+
+
+def test_folders_that_cannot_be_written_or_replaced(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle)
+    for target in (Path(), bundle, tmp_path):
+        with pytest.raises(BundleError, match=r"is in use as a folder|is no bundle"), writing(target):
+            pytest.fail("the folder must not be touched")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="cannot be written"), writing(tmp_path / "file" / "bundle"):
+        pytest.fail("there is no such folder")
+    with pytest.raises(BundleError, match=r"new cannot be written \(No space left"), writing(tmp_path / "new"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "file"]
+
+
+def test_where_a_bundle_cannot_take_its_name_the_former_one_stays(bundle, monkeypatch):
+    before, rename = snapshot(bundle), Path.rename
+
+    def refusing(self, target):
+        if self.name.endswith(".part"):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(BundleError, match="Device or resource busy"):
+        known_bundle(bundle, "second")
+    assert snapshot(bundle) == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_link_in_a_bundles_place_is_replaced_alone(bundle, tmp_path):
+    (tmp_path / "latest").symlink_to(bundle)
+    known_bundle(tmp_path / "latest", "second")
+    assert read_bundle(tmp_path / "latest").manifest.name == "second"
+    assert read_bundle(bundle).manifest.name == "known"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "latest"]
 
 
 def test_finish_needs_no_former_bundle(tmp_path):
