@@ -64,7 +64,7 @@ def choose(
     cache = cache or default_cache()
     key = machine_key(bundle, threads, streams)
     known = _recall(cache, key)
-    if known is not None:
+    if known is not None and known.spec in usable_specs(bundle):
         return known, load_engine(bundle, known.spec, threads, streams)
     figures: dict[str, float] = {}
     left: dict[str, str] = {}
@@ -115,7 +115,7 @@ def measure(engine: Engine, bundle: Bundle, seconds: float, batch: int = 1) -> f
 
 
 def machine_key(bundle: Bundle, threads: int | None, streams: int) -> str:
-    """Changes when the processor, the cores, an engine's version or the bundle change."""
+    """Changes when the processor, a GPU, the cores, an engine's version or the bundle change."""
     versions = []
     for package in ("onnxruntime", "onnxruntime-gpu", "openvino", "torch"):
         try:
@@ -123,16 +123,27 @@ def machine_key(bundle: Bundle, threads: int | None, streams: int) -> str:
         except metadata.PackageNotFoundError:
             continue
     files = sorted((name, file.sha256) for name, file in bundle.manifest.files.items())
-    parts = (_processor(), usable_cores(), threads, streams, versions, files, sorted(usable_specs(bundle)))
+    specs = sorted((spec, _unproven(bundle, spec)) for spec in usable_specs(bundle))
+    parts = (_processor(), _gpus(), usable_cores(), threads, streams, versions, files, specs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
 def _processor() -> str:
+    words = ("model name", "flags", "cpu family", "model", "CPU part", "CPU implementer", "Features")
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return " ".join(line for line in lines[:40] if line.startswith(("model name", "flags", "cpu family", "model")))
+        return f"{platform.machine()} {platform.processor()}"
+    return " ".join([platform.machine(), *(line for line in lines[:40] if line.startswith(words))])
+
+
+def _gpus() -> list[str]:
+    """NVIDIA's models in this machine, as its driver names them."""
+    try:
+        files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        return [line for file in files for line in file.read_text().splitlines() if line.startswith("Model")]
+    except OSError:
+        return []
 
 
 def default_cache() -> Path:
@@ -144,8 +155,10 @@ def default_cache() -> Path:
 def _recall(cache: Path, key: str) -> Choice | None:
     try:
         entry = json.loads(cache.read_text())[key]
-        return Choice(str(entry["spec"]), dict(entry["milliseconds"]), dict(entry["left_out"]), cached=True)
-    except (OSError, ValueError, KeyError, TypeError):
+        figures = {str(spec): float(value) for spec, value in entry["milliseconds"].items()}
+        left = {str(spec): str(reason) for spec, reason in entry["left_out"].items()}
+        return Choice(str(entry["spec"]), figures, left, cached=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

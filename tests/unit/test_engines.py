@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.bundle import Bundle, describe_file, read_bundle, write_manifest
-from pipeline.errors import EngineError
+from pipeline.errors import BundleError, EngineError
 from serving.engines import choose as choosing
 from serving.engines import registry
 from serving.engines.base import grey
@@ -173,6 +173,46 @@ def test_another_machine_or_bundle_is_another_choice(bundle, tmp_path, monkeypat
     assert key != choosing.machine_key(bundle, 1, 1)
     monkeypatch.setattr(choosing, "usable_cores", lambda: 64)
     assert key != choosing.machine_key(bundle, None, 1)
+
+
+def test_a_gpu_or_other_proofs_are_another_choice_too(bundle, monkeypatch):
+    key = choosing.machine_key(bundle, None, 1)
+    monkeypatch.setattr(choosing, "_gpus", lambda: ["Model: one"])
+    assert key != (other := choosing.machine_key(bundle, None, 1))
+    checks = {"onnxruntime:fp32": {"passed": False}}
+    assert other != choosing.machine_key(replace(bundle, manifest=replace(bundle.manifest, checks=checks)), None, 1)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"spec": "openvyno:fp32", "milliseconds": {}, "left_out": {}},
+        {"spec": "onnxruntime:int8", "milliseconds": {"onnxruntime:int8": 1}, "left_out": {}},
+        {"spec": "onnxruntime:fp32", "milliseconds": {"onnxruntime:fp32": "fast"}, "left_out": {}},
+        {"spec": "onnxruntime:fp32", "milliseconds": [], "left_out": []},
+        7,
+    ],
+)
+def test_a_cache_that_someone_spoilt_is_measured_anew(bundle, tmp_path, entry):
+    cache = tmp_path / "engines.json"
+    cache.write_text(json.dumps({choosing.machine_key(bundle, None, 1): entry}))
+    choice, _ = choosing.choose(bundle, cache=cache, seconds=0)
+    assert not choice.cached
+    assert choice.describe()
+
+
+def test_a_selftest_of_other_heads_is_told(bundle):
+    images = grey(2, (32, 32))
+    found = registry.load_engine(bundle, "onnxruntime").infer(images)
+    found.pop("things.scores")
+    other = with_selftest(bundle, images, found)
+    with pytest.raises(BundleError, match="its self-test knows no things"):
+        selftest(other, registry.load_engine(other, "onnxruntime"))
+    np.savez_compressed(other.path / "selftest.npz", pixels=images)
+    files = {**other.manifest.files, "selftest.npz": describe_file(other.path / "selftest.npz", "selftest")}
+    write_manifest(other.path, replace(other.manifest, files=files))
+    with pytest.raises(BundleError, match=r"selftest.npz is no self-test \('images'\)"):
+        selftest(read_bundle(other.path), registry.load_engine(other, "onnxruntime"))
 
 
 def test_cores_follow_the_containers_quota(tmp_path, monkeypatch):
