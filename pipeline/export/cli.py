@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,16 @@ def export_command(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="the bundle's folder")
     parser.add_argument("--name", default="trifocal", help="the model's name, also in the registry")
     parser.add_argument("--int8", action="store_true", help="also quantise, calibrated on training images")
-    parser.add_argument("--allow-worse", type=float, metavar="F", help="let the metrics differ by F")
+    parser.add_argument("--allow-worse", type=_share, metavar="F", help="let the metrics differ by F, 0 to 1")
     parser.add_argument("--dynamic-size", action="store_true", help="leave height and width open")
     parser.add_argument("--no-mask-probabilities", action="store_true", help="masks without probabilities")
     parser.add_argument("--no-torchscript", action="store_true", help="leave model.ts.pt out")
     parser.add_argument("--register", action="store_true", help="register the ONNX model in MLflow as --name")
-    parser.add_argument("--alias", default="challenger", help="its alias there: challenger, champion, ...")
+    parser.add_argument("--alias", help="its alias there: challenger (taken without), champion, ...")
     parser.add_argument("--data.root", dest="root", help="measure on this data instead of the checkpoint's")
     parser.add_argument("--data.format", dest="format", help="its format")
     given = parser.parse(argv)
+    _check_names(given)
     from pipeline.export.source import find_checkpoint
 
     checkpoint = find_checkpoint(given.ckpt)  # told before torch is loaded where there is none
@@ -51,8 +54,9 @@ def export_command(argv: list[str]) -> int:
 
     log_to_run(bundle, _say)
     if given.register:
-        version = register(bundle, given.name, given.alias)
-        _say(f"registered models:/{given.name}/{version}, alias {given.alias}")
+        alias = given.alias or "challenger"
+        version = register(bundle, given.name, alias)
+        _say(f"registered models:/{given.name}/{version}, alias {alias}")
     sys.stdout.write(export_table(bundle))
     return 0
 
@@ -92,10 +96,36 @@ def evaluate_command(argv: list[str]) -> int:
         if found.averaged is not None:
             told |= {"tta": given.tta, "averaged": found.averaged}
         try:
-            given.json.write_text(json.dumps(told, indent=1) + "\n")
+            given.json.write_text(json.dumps(_plain(told), indent=1) + "\n")
         except OSError as error:
             raise ConfigError(f"--json {given.json} cannot be written ({error.strerror}); name another file") from error
     return 0
+
+
+def _check_names(given: argparse.Namespace) -> None:
+    """Raises ConfigError for a name or an alias that MLflow would refuse once all the work is done."""
+    if given.alias is not None and not given.register:
+        raise ConfigError("lightning export: --alias is given to a registered model; add --register")
+    if not re.fullmatch(r"[^/@:]+", given.name):
+        raise ConfigError(f"lightning export: --name {given.name!r} may not be empty or hold / @ or :")
+    if given.alias is not None and not re.fullmatch(r"(?!latest$|v\d+$)[\w-]+", given.alias, re.IGNORECASE | re.ASCII):
+        raise ConfigError(
+            f"lightning export: --alias {given.alias!r} is none for MLflow: letters, digits, - and _, not latest or v1"
+        )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Figures for JSON, which has no NaN: null stands for what was not labelled."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mapping(text: str) -> dict[str, Any]:

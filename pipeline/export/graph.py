@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,23 @@ def load_trained(path: Path) -> Trained:
         raise CheckpointError(f"checkpoint {path} does not exist; `lightning fit` writes outputs/runs/RUN/best.ckpt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from error
-    if not isinstance(content, dict) or not {"hyper_parameters", "module_class", "state_dict"} <= set(content):
-        raise CheckpointError(f"{path} is no checkpoint of this project: it does not say how the network is built")
+    except Exception as error:  # a reader of damaged files fails in any way it likes
+        reason = "it holds code, which is not run" if isinstance(error, pickle.UnpicklingError) else str(error)
+        raise CheckpointError(f"checkpoint {path} cannot be read: {(reason.splitlines() or ['?'])[0][:200]}") from error
+    parts = {"hyper_parameters": dict, "module_class": str, "state_dict": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in parts.items()):
+        raise CheckpointError(
+            f"{path} is no checkpoint of this project: it does not say how the network is built;"
+            " `lightning fit` writes outputs/runs/RUN/best.ckpt"
+        )
     settings = dict(content["hyper_parameters"])
     # What only training needs must not be needed here: a compiler, or a library of gradient aggregators.
-    module = _module_class(content["module_class"], path)(**{**settings, "compile": False, "balancing": "fixed"})
+    needed = {**settings, "compile": False, "balancing": "fixed"}
+    kind = _module_class(content["module_class"], path)
+    unknown = sorted(set(needed) - set(inspect.signature(kind).parameters))
+    if unknown:
+        raise CheckpointError(f"checkpoint {path} has settings that this version does not know: {', '.join(unknown)}")
+    module = kind(**needed)
     state = {k.removeprefix("network."): v for k, v in content["state_dict"].items() if k.startswith("network.")}
     try:
         module.network.load_state_dict(state)

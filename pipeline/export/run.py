@@ -118,10 +118,8 @@ def add_int8(part: Path, manifest: Manifest, gate: Gate, checks: dict[str, Any],
             say("int8 for OpenVINO is left out: pip install 'trifocal[openvino]'")
             continue
         spec = f"{engine}:int8"
-        for steps in range(1, len(quantize.LADDER) + 1):
-            keep = quantize.float_layers(part / "model.onnx", steps)
-            kept = [words for words, _ in quantize.LADDER[:steps]]
-            say(f"quantising for {engine}, in float: {', '.join(kept)}")
+        for kept, keep in quantize.ladder(part / "model.onnx"):
+            say(f"quantising for {engine}, in float: {', '.join(kept) or 'nothing'}")
             make(part / "model.onnx", part / next(iter(names)), images, keep)
             written = {name: describe_file(part / name, kind, "int8") for name, kind in names.items()}
             manifest = replace(manifest, files={**manifest.files, **written})
@@ -155,7 +153,8 @@ def data_of(trained: Trained, options: ExportOptions) -> VisionData:
     """The data the checkpoint was validated on, or the one given; raises ExportError when there is none."""
     if trained.data is None and not options.data.get("root"):
         raise ExportError(f"checkpoint {options.checkpoint} does not say its data; name it by --data.root")
-    settings = dict(trained.data or {"size": 320})
+    # What only training needs may be missing in other data, or from this machine.
+    settings = {**(trained.data or {"size": 320}), "augment": "none", "balance": None}
     if options.data.get("root"):
         settings |= {"sources": None, "shapes": None, "signals": None}
     data = VisionData.from_settings(settings, **options.data)

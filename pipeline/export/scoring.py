@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.module import VisionData
-from pipeline.errors import ImageError
+from pipeline.errors import ExportError, ImageError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
 from pipeline.records import Batch, BoxTarget, ClassTarget, FileImage, ImageSource, MaskTarget, Record, Target
@@ -59,11 +59,10 @@ def served_scores(
     `tta` averages over several views of each image, as batch-predict does.
     """
     views = untiled(predictor, EVERYTHING, tta)
-    metrics = metrics or {name: metrics_for(head.space) for name, head in predictor.heads.items()}
+    metrics = metrics or {name: metrics_for(head.space, head.threshold) for name, head in predictor.heads.items()}
     records = iter(data.records(split))
     for batch in _loader(data, split):
-        encoded = [encoded_image(record) for record in islice(records, len(batch))]
-        for index, answer in _answered(views, encoded):
+        for index, answer in _answered(views, list(islice(records, len(batch)))):
             for name, each in metrics.items():
                 if name in batch.targets:
                     target = full_size_target(batch, name, index)
@@ -71,12 +70,12 @@ def served_scores(
     return {name: each.compute() for name, each in metrics.items()}
 
 
-def _answered(views: Views, encoded: list[bytes]) -> list[tuple[int, Answer]]:
-    """The answers with their images' numbers; images that cannot be decoded are left out."""
+def _answered(views: Views, records: list[Record]) -> list[tuple[int, Answer]]:
+    """The answers with their images' numbers; images that cannot be read are left out."""
     prepared: list[tuple[int, Any]] = []
-    for index, content in enumerate(encoded):
+    for index, record in enumerate(records):
         with suppress(ImageError):
-            prepared.append((index, views.prepare(content, "image", None)))
+            prepared.append((index, views.prepare(encoded_image(record), "image", None)))
     answers = views.answers([view for _, view in prepared]) if prepared else []
     return [(index, answer) for (index, _), answer in zip(prepared, answers, strict=True)]
 
@@ -85,18 +84,21 @@ def _loader(data: VisionData, split: str) -> Iterator[Batch]:
     return iter(data.evaluation_dataloader(split))
 
 
-def metrics_for(space: LabelSpace) -> HeadMetrics:
-    """Fresh metrics for a head of which only the bundle is at hand."""
+def metrics_for(space: LabelSpace, threshold: float = 0.5) -> HeadMetrics:
+    """Fresh metrics for a head of which only the bundle is at hand; multi-label classes count from `threshold`."""
     if space.kind == "boxes":
         return BoxMetrics(space)
-    return MaskMetrics(space) if space.kind == "mask" else ClassMetrics(space)
+    return MaskMetrics(space) if space.kind == "mask" else ClassMetrics(space, threshold)
 
 
 def encoded_image(record: Record) -> bytes:
-    """The file's bytes; drawn images become PNG, which loses nothing."""
+    """The file's bytes; drawn images become PNG, which loses nothing. Raises ImageError."""
     source: ImageSource = record.image
     if isinstance(source, FileImage):
-        return source.path.read_bytes()
+        try:
+            return source.path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{source.path}: {error.strerror}") from error
     import cv2
 
     pixels, _ = source.read()
@@ -131,11 +133,19 @@ def as_prediction(answer: LabelAnswer | BoxAnswer | MaskAnswer) -> Any:
 def sample_images(
     data: VisionData, predictor_size: tuple[int, int], count: int, split: str = "val"
 ) -> np.ndarray[Any, Any]:
-    """The first readable images of a split as the network sees them: uint8 (count, H, W, 3), repeated where too few."""
+    """The first readable images of a split as the network sees them: uint8 (count, H, W, 3), repeated where too few.
+
+    Raises ExportError where none can be read.
+    """
     from pipeline.imaging.letterbox import letterbox_image
 
     found: list[np.ndarray[Any, Any]] = []
-    for record in islice(data.records(split), count):
-        pixels, full = record.image.read(max(predictor_size))
-        found.append(letterbox_image(pixels, Letterbox.fit(full, predictor_size)))
+    for record in data.records(split):
+        with suppress(ImageError):
+            pixels, full = record.image.read(max(predictor_size))
+            found.append(letterbox_image(pixels, Letterbox.fit(full, predictor_size)))
+        if len(found) == count:
+            break
+    if not found:
+        raise ExportError(f"none of the {split} images can be read; `lightning check-data` tells why")
     return np.stack([found[i % len(found)] for i in range(count)])
