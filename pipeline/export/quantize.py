@@ -46,10 +46,7 @@ def float_layers(path: Path, steps: int) -> list[str]:
     import onnx
 
     graph = onnx.load(str(path)).graph
-    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
-    kept = {name for name in convolutions for _, pattern in LADDER[:steps] if re.search(pattern, name)}
-    if steps >= 5:
-        kept.add(convolutions[0])
+    kept = _layers(graph, steps)
     # Backwards from the outputs up to the last convolutions.
     leads_to_convolution: set[str] = set()
     tail = []
@@ -59,6 +56,31 @@ def float_layers(path: Path, steps: int) -> list[str]:
         elif node.op_type in QUANTISED:
             tail.append(node.name)
     return [*sorted(kept), *tail]
+
+
+def _layers(graph: Any, steps: int) -> set[str]:
+    """Names of a graph's convolutions that the ladder's first steps keep in float."""
+    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
+    kept = {name for name in convolutions for _, pattern in LADDER[:steps] if re.search(pattern, name)}
+    return kept | (set(convolutions[:1]) if steps >= 5 else set())
+
+
+def ladder(path: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """What an ONNX file's network keeps in float, in words and as its nodes' names, step by step.
+
+    Steps that keep nothing of this network are left out.
+    """
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    words: list[str] = []
+    before: set[str] = set()
+    for step, (what, _) in enumerate(LADDER, 1):
+        layers = _layers(graph, step)
+        words = [*words, what] if layers > before else words
+        if layers > before or step == 1:
+            yield words, float_layers(path, step)
+        before = layers
 
 
 def calibration_images(data: VisionData, size: tuple[int, int], count: int = 128) -> NDArray[np.uint8]:

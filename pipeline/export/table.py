@@ -61,7 +61,7 @@ def _engines(bundle: Bundle) -> list[str]:
         rows.append([spec, passed, _raw(check), *figures, f"{1000 / speed:.0f}" if speed else "-"])
         notes += [f"{spec}: {line}" for line in check.get("failures", [])]
         if "float" in check:
-            notes.append(f"{spec} keeps in float: {', '.join(check['float'])}")
+            notes.append(f"{spec} keeps in float: {', '.join(check['float']) or 'no layer'}")
     return [*aligned(rows), *notes]
 
 
