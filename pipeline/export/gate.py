@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.bundle import read_bundle
 from pipeline.data.module import VisionData
-from pipeline.errors import ExportError
+from pipeline.errors import EngineError, ExportError
 from pipeline.export.graph import AnswerGraph
-from pipeline.export.parity import metric_differences, metric_failures, raw_differences, rounded
+from pipeline.export.onnx import SMALLEST
+from pipeline.export.parity import eager_outputs, metric_differences, metric_failures, raw_differences, rounded
 from pipeline.export.scoring import Scores, eager_scores, sample_images, served_scores
 from serving.engines.choose import measure
-from serving.engines.compare import TOLERANCES, precision_of, raw_failures
+from serving.engines.compare import TOLERANCES, differences, precision_of, raw_failures
 from serving.engines.registry import load_engine
 from serving.predictor import Predictor
 
@@ -68,6 +69,26 @@ class Gate:
             "milliseconds": measure(engine, bundle, 0.5),
             "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         }
+
+    def require_other_sizes(self, folder: Path) -> None:
+        """Sees that ONNX Runtime answers pictures of another height and width as PyTorch does; raises ExportError."""
+        bundle = read_bundle(folder)
+        unit = bundle.manifest.input.multiple
+        rows, columns = (max(SMALLEST, -(-side // unit)) for side in bundle.manifest.input.size)
+        height, width = unit * (rows + 1), unit * (columns + 3)
+        more = ((0, 0), (0, height - self.images.shape[1]), (0, width - self.images.shape[2]), (0, 0))
+        batch = np.pad(self.images[:2], more, mode="wrap")
+        try:
+            found = load_engine(bundle, "onnxruntime").infer(batch)
+            off = differences(eager_outputs(self.graph, batch), found, bundle.manifest.heads)
+            failures = raw_failures(off, TOLERANCES["fp32"], max(height, width))
+        except EngineError as error:
+            failures = [str(error)]
+        if failures:
+            raise ExportError(
+                f"pictures of {height} x {width} pixels get other answers than PyTorch's ({failures[0]});"
+                " leave --dynamic-size out"
+            )
 
 
 def require_passed(checks: dict[str, Any]) -> None:

@@ -90,6 +90,8 @@ def export(options: ExportOptions, say: Say) -> Bundle:
         files["selftest.npz"] = describe_file(part / "selftest.npz", "selftest")
         manifest = replace(manifest, files=files)
         write_manifest(part, manifest)
+        if options.dynamic_size:
+            gate.require_other_sizes(part)
         checks: dict[str, Any] = {
             "eager": {"metrics": rounded(gate.wanted), "milliseconds": eager_speed(graph, gate.images)}
         }

@@ -105,7 +105,7 @@ def _options(threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and told by us
     # Idle threads must sleep: a service that waits for requests would burn its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
     return options

@@ -19,7 +19,7 @@ from pipeline.export.gate import Gate, require_passed
 from pipeline.export.graph import AnswerGraph, build_graph, load_trained
 from pipeline.export.onnx import export_onnx
 from pipeline.export.parity import eager_outputs, metric_differences, metric_failures, raw_differences
-from pipeline.export.quantize import calibration_images, float_layers, quantize_onnx
+from pipeline.export.quantize import LADDER, calibration_images, float_layers, ladder, quantize_onnx
 from pipeline.export.scoring import eager_scores, served_scores
 from pipeline.export.torchscript import export_torchscript
 from serving.engines.compare import TOLERANCES, differences, raw_failures
@@ -144,6 +144,18 @@ def test_open_sizes(data, tmp_path):
         found = differences(eager_outputs(graph, batch), engine.infer(batch), graph.specs())
         assert raw_failures(found, TOLERANCES["fp32"], 192) == []
 
+    gate = Gate(graph, data, {}, np.random.default_rng(2).integers(0, 255, (5, 64, 64, 3), np.uint8), None)
+    gate.require_other_sizes(bundle.path)
+    other = replace(gate, graph=AnswerGraph(network(data, backbone="light").network).eval())
+    with pytest.raises(ExportError, match=r"160 x 224 pixels get other answers .* leave --dynamic-size out"):
+        other.require_other_sizes(bundle.path)
+
+
+def test_a_network_of_fixed_size_is_not_called_open(exported, images, data):
+    graph, bundle = exported
+    with pytest.raises(ExportError, match=r"160 x 224 pixels get .*dimensions.*; leave --dynamic-size out"):
+        Gate(graph, data, {}, images, None).require_other_sizes(bundle.path)
+
 
 def test_without_mask_probabilities(data):
     graph = AnswerGraph(network(data, heads={"surface": {}}).network, mask_probabilities=False)
@@ -262,6 +274,30 @@ def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
     engine = load_engine(read_bundle(bundle.path.parent), "onnxruntime:int8")
     found = differences(eager_outputs(graph, images), engine.infer(images), graph.specs())
     assert found["surface.mask"] < 0.2
+
+
+def test_the_ladder_names_only_what_the_network_has(exported, tmp_path):
+    from onnx import TensorProto, helper, numpy_helper
+
+    _, bundle = exported
+    steps = list(ladder(bundle.path / "model.onnx"))
+    assert steps[0] == (["the heads' last convolutions"], float_layers(bundle.path / "model.onnx", 1))
+    assert steps[-1][0] == [words for words, _ in LADDER]
+
+    def of(*nodes):
+        values = [numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), name) for name in "vw"]
+        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 4, 4]) for n in "xy"]
+        graph = helper.make_graph(
+            [helper.make_node(*node, name=f"n{i}") for i, node in enumerate(nodes)], "g", ends[:1], ends[1:], values
+        )
+        onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
+        return list(ladder(tmp_path / "m.onnx"))
+
+    assert of(("Relu", ["x"], ["y"])) == [([], ["n0"])]
+    assert of(("Conv", ["x", "w"], ["z"]), ("Conv", ["z", "v"], ["y"])) == [
+        ([], []),
+        (["the first convolution"], ["n0"]),
+    ]
 
 
 def test_checkpoints_that_cannot_be_exported(tmp_path, data):
