@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,22 @@ def register(bundle: Bundle, name: str, alias: str) -> str:
     try:
         client = open_client()
         mlflow.set_tracking_uri(store_uri())
-        mlflow.set_experiment("trifocal")
+        trained = _known_run(client, bundle)
+        if trained is None:
+            mlflow.set_experiment("trifocal")
+        else:  # MLflow adds to a run only within its own experiment
+            mlflow.set_experiment(experiment_id=trained.experiment_id)
         with (
             warnings.catch_warnings(),
-            mlflow.start_run(run_id=_known_run(client, bundle)),
+            _unchanged(client, trained),
+            mlflow.start_run(run_id=None if trained is None else trained.run_id),
             tempfile.TemporaryDirectory() as folder,
         ):
             warnings.simplefilter("ignore")
             info = mlflow.onnx.log_model(
                 onnx.load(str(bundle.path / "model.onnx")),
                 name="model",
-                signature=mlflow.models.infer_signature(images, outputs),
+                signature=_signature(bundle, images, outputs),
                 input_example=images,
                 metadata={"trifocal.version": bundle.manifest.version},
                 save_as_external_data=False,
@@ -95,15 +101,46 @@ def register(bundle: Bundle, name: str, alias: str) -> str:
     return str(version.version)
 
 
-def _known_run(client: Any, bundle: Bundle) -> str | None:
-    """The run that trained the network where the store knows it; a new run otherwise."""
+@contextmanager
+def _unchanged(client: Any, run: Any) -> Iterator[None]:
+    """Leaves a run's state and end as they are: MLflow would make a failed run a finished one, and of today."""
+    try:
+        yield
+    finally:
+        if run is not None and run.status == "RUNNING":
+            client.update_run(run.run_id, "RUNNING")
+        elif run is not None:
+            client.set_terminated(run.run_id, run.status, run.end_time)
+
+
+def _signature(bundle: Bundle, images: np.ndarray[Any, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """The model's signature; where the network takes other heights and widths, these are open in it too."""
+    import mlflow
+
+    found = mlflow.models.infer_signature(images, outputs)
+    if bundle.manifest.input.dynamic_size:
+        from mlflow.types import Schema, TensorSpec
+
+        found.inputs = Schema([TensorSpec(images.dtype, (-1, -1, -1, 3))])
+        masks = {o for h in bundle.manifest.heads.values() if h.kind == "mask" for o in h.outputs}
+        found.outputs = Schema(
+            [
+                TensorSpec(spec.type, (*spec.shape[:-2], -1, -1), spec.name) if spec.name in masks else spec
+                for spec in found.outputs.inputs
+            ]
+        )
+    return found
+
+
+def _known_run(client: Any, bundle: Bundle) -> Any:
+    """MLflow's entry of the run that trained the network where the store knows it; None otherwise."""
     from mlflow.exceptions import MlflowException
 
     run = bundle.manifest.provenance.get("run_id")
     if not run:
         return None
     try:
-        return str(client.get_run(run).info.run_id)
+        return client.get_run(run).info
     except MlflowException:
         return None
 
