@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,7 @@ from typing import Protocol
 from pipeline.errors import ConfigError, DataError, ImageError
 from pipeline.imaging.decode import MAX_BYTES
 from serving.batch.names import shown
+from serving.batch.patterns import Found, divided, matching
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,38 +140,39 @@ class ListedFiles(LocalFiles):
         root: the folder that all names lie below.
         out: the output folder, whose files are left out.
         given: how to name the source to people.
-        names: gives the names anew at each call; paths, absolute.
+        found: gives the absolute paths anew at each call, and why one cannot be read.
     """
 
-    def __init__(self, root: Path, out: Path, given: str, names: object) -> None:
+    def __init__(self, root: Path, out: Path, given: str, found: Callable[[], Iterator[Found]]) -> None:
         super().__init__(root, out)
-        self._given, self._names = given, names
+        self._given, self._found = given, found
 
     @property
     def identity(self) -> str:
         """The list or pattern as it was given."""
-        return self._given
+        return shown(os.fsencode(self._given))
 
     def entries(self) -> Iterator[Entry]:
         """The named files; a name that stands twice is taken once by the plan."""
-        assert callable(self._names)
-        for path in self._names():
+        for path, problem in self._found():
             name = os.path.relpath(path, self._base)
-            if os.path.realpath(path).startswith(self._out + b"/"):
+            if (os.path.realpath(path) + b"/").startswith(self._out + b"/"):
                 continue
-            entry = self._entry(name)
-            if entry is not None:
-                yield entry
-            elif self._given.startswith("list "):
-                yield Entry(name, "", "is a folder, not an image")
+            entry = Entry(name + b"/", "", problem) if problem else self._entry(name)
+            yield entry if entry is not None else Entry(name, "", "is a folder, not an image")
+
+
+def _named(paths: Iterator[bytes]) -> Iterator[Found]:
+    return ((path, "") for path in paths)
 
 
 def _lines(file: Path) -> Iterator[bytes]:
     """Absolute paths of a list file: one a line, or ended by NUL as `find -print0` writes them."""
     folder = os.fsencode(file.parent.resolve())
     with file.open("rb") as content:
-        zero = b"\0" in content.read(1 << 16)
-        content.seek(0)
+        start = content.read(1 << 16)
+        zero = b"\0" in start
+        content.seek(len(BOM_UTF8) if start.startswith(BOM_UTF8) else 0)
         rest = b""
         while block := content.read(1 << 16):
             *whole, rest = (rest + block).split(b"\0" if zero else b"\n")
@@ -214,13 +217,8 @@ def open_source(given: str, out: Path) -> Source:
     if path.is_file():
         return _file_source(path, out)
     if glob.has_magic(given):
-        fixed = Path(given)
-        while glob.has_magic(str(fixed)):
-            fixed = fixed.parent
-        pattern = os.path.abspath(os.fsencode(given))
-        return ListedFiles(
-            fixed.resolve(), out, f"glob {given}", lambda: glob.iglob(pattern, recursive=True, include_hidden=True)
-        )
+        root, parts = divided(given)
+        return ListedFiles(root, out, f"glob {given}", lambda: matching(os.fsencode(root), parts))
     raise DataError(f"{given} does not exist; give a folder, a glob in quotes, a list file or an fsspec URL")
 
 
@@ -233,6 +231,7 @@ def _file_source(path: Path, out: Path) -> Source:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     if looks_like_image(os.fsencode(path.name), head):
-        only = os.fsencode(path.resolve())
-        return ListedFiles(path.resolve().parent, out, f"image {path.resolve()}", lambda: iter([only]))
-    return ListedFiles(_common_root(path), out, f"list {path.resolve()}", lambda: _lines(path))
+        folder = path.parent.resolve()
+        only = os.path.join(os.fsencode(folder), os.fsencode(path.name))  # a link keeps its own name
+        return ListedFiles(folder, out, f"image {os.fsdecode(only)}", lambda: _named(iter([only])))
+    return ListedFiles(_common_root(path), out, f"list {path.resolve()}", lambda: _named(_lines(path)))
