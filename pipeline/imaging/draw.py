@@ -16,11 +16,14 @@ from pipeline.labels import IGNORE_INDEX, LabelSpace
 Pixels = NDArray[np.uint8]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
+LONGEST = 4096
+"""Pixels to which a small picture's longer side is enlarged at most: one of a single row would become thousands high."""
+
 
 def draw_answer(
     image: Pixels, answer: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], threshold: float = 0.4
 ) -> Pixels:
-    """One image with every head's answer over it, enlarged to at least 256 pixels.
+    """One image with every head's answer over it, enlarged to at least 256 pixels but no longer side beyond LONGEST.
 
     Args:
         image: RGB uint8 (H, W, 3).
@@ -32,7 +35,7 @@ def draw_answer(
     for columns in answer.values():
         if "image" in columns:
             image = np.ascontiguousarray(np.asarray(columns["image"]).astype(np.uint8).transpose(1, 2, 0))
-    zoom = max(1, -(-256 // min(image.shape[:2])))
+    zoom = max(1, min(-(-256 // min(image.shape[:2])), LONGEST // max(image.shape[:2])))
     canvas = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
     texts = []
     for name, columns in answer.items():

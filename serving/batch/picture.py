@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from pipeline.imaging.decode import MAX_PIXELS
 from serving.batch.regions import Regions, open_regions
 
+JPEG_SIDE = 65_500
+"""Pixels a side that an encoder of JPEG takes."""
+
 BLOCK = 2048
 """Side of the squares in which a picture too large for memory is read to be shrunk."""
 
@@ -60,3 +63,14 @@ class Picture:
                 block = self.crop(left * shrink, top * shrink, min(right, width), min(bottom, height))
                 part[:] = cv2.resize(block, part.shape[1::-1], interpolation=cv2.INTER_AREA)
         return out, shrink
+
+
+def jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB uint8 (h, w, 3) as JPEG; shrunk where a side is longer than the format holds."""
+    height, width = pixels.shape[:2]
+    if max(height, width) > JPEG_SIDE:
+        share = JPEG_SIDE / max(height, width)
+        size = max(1, int(width * share)), max(1, int(height * share))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    data = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    return data.tobytes()

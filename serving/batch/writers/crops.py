@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 
 from serving.answers import Answer, BoxAnswer
 from serving.batch.names import inside, one_part
-from serving.batch.picture import Picture
+from serving.batch.picture import Picture, jpeg
 from serving.batch.plan import Item
 from serving.batch.writers.base import Context
 
@@ -31,8 +30,7 @@ class Writer:
                 x1, y1, x2, y2 = found.boxes[number].tolist()
                 left, top = min(int(x1), width - 1), min(int(y1), height - 1)
                 right, bottom = max(left + 1, -int(-x2 // 1)), max(top + 1, -int(-y2 // 1))
-                piece = picture.crop(left, top, min(right, width), min(bottom, height))[..., ::-1]
-                data = cv2.imencode(".jpg", np.ascontiguousarray(piece), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+                data = jpeg(picture.crop(left, top, min(right, width), min(bottom, height)))
                 label = self._heads[name].classes[int(found.classes[number])]
                 folder = f"crops/{one_part(name)}/{one_part(label)}/".encode()
-                yield folder + inside(item.base) + f"_{number}.jpg".encode(), data.tobytes()
+                yield folder + inside(item.base) + f"_{number}.jpg".encode(), data

@@ -10,7 +10,7 @@ import cv2
 from pipeline.imaging.draw import draw_answer
 from serving.answers import Answer, BoxAnswer, HeadAnswer, LabelAnswer
 from serving.batch.names import inside
-from serving.batch.picture import Picture
+from serving.batch.picture import Picture, jpeg
 from serving.batch.plan import Item
 from serving.batch.writers.base import Context
 
@@ -29,8 +29,7 @@ class Writer:
         heads = answer.heads.items()
         shown = {name: drawable(found, self._thresholds[name], shrink, size) for name, found in heads}
         drawn = draw_answer(pixels, shown, self._spaces, 0.0)
-        data = cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-        yield b"overlay/" + inside(item.base) + b".jpg", data
+        yield b"overlay/" + inside(item.base) + b".jpg", jpeg(drawn)
 
 
 def drawable(found: HeadAnswer, threshold: float, shrink: int, size: tuple[int, int]) -> dict[str, Any]:
