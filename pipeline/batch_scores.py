@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class LabelScorer:
                 moved = renumber(record.only(self._heads.keys()), self._heads, tables)
                 self._records[os.path.realpath(record.image.path)] = moved
         self._tallies = {head: _tally(heads[head]) for head in self._heads.values()}
+        self._unanswered: Counter[str] = Counter()
         self.ids: dict[str, int] | None = None
         self.categories: dict[str, int] | None = None
         if single:
@@ -74,14 +76,20 @@ class LabelScorer:
         if record is None:
             return
         rows = {row.head: row for row in result.rows}
+        if result.failure is not None:
+            self._unanswered.update(record.labels.keys())
         for head, label in record.labels.items():
             if head in rows:
                 self._tallies[head].add(rows[head], label)
 
     def scores(self) -> Scores:
-        """By head: the trainer's metrics, and `images`, the number of labelled ones."""
-        found = {head: {"images": float(tally.images)} | tally.compute() for head, tally in self._tallies.items()}
-        return {h: {k: v for k, v in s.items() if not math.isnan(v)} for h, s in found.items()}
+        """By head: the trainer's metrics, `images` that they count, and `unanswered`, labelled ones without an answer."""
+        found: Scores = {}
+        for head, tally in self._tallies.items():
+            missing = {"unanswered": float(self._unanswered[head])} if self._unanswered[head] else {}
+            figures = {"images": float(tally.images)} | missing | tally.compute()
+            found[head] = {name: value for name, value in figures.items() if not math.isnan(value)}
+        return found
 
 
 def _pair(spaces: dict[str, LabelSpace], heads: dict[str, HeadSpec], labels: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ def parser() -> Arguments:
     )
     out.epilog = "exit code: 0 all images answered, 3 some could not be (errors.jsonl), 1 it could not run"
     out.add_argument(
-        "source", help="a folder, a glob in quotes, a list file, an image, or a URL such as s3://bucket/dir"
+        "source", nargs="+", help="a folder, a glob in quotes, a list file, an image, or a URL such as s3://bucket/dir"
     )
     out.add_argument("--model", required=True, help="a bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION")
     out.add_argument("--out", required=True, type=Path, metavar="DIR", help="the output folder")
@@ -72,11 +73,18 @@ def settings_from(argv: list[str]) -> Settings:
     for name, least in (("tile", 0), ("batch", 1), ("workers", 0), ("part", 1)):
         if getattr(given, name) < least:
             raise ConfigError(f"--{name} must be at least {least}, not {getattr(given, name)}")
+    if len(given.source) > 1:
+        raise ConfigError(
+            f"{len(given.source)} sources, {given.source[0]} and more; give one: a folder, a list file, or a glob in quotes,"
+            " which keep the shell from taking it apart"
+        )
+    if not given.source[0]:
+        raise ConfigError("SOURCE is empty; give a folder, a glob in quotes, a list file, an image or a URL")
     if not 0 <= given.overlap < 0.9:
         raise ConfigError(f"--overlap must be from 0 to below 0.9, not {given.overlap}")
     formats = tuple(dict.fromkeys(name for text in given.format for name in text.split(",") if name))
     return Settings(
-        source=given.source,
+        source=given.source[0],
         model=given.model,
         out=given.out,
         engine=given.engine,
@@ -99,13 +107,14 @@ def settings_from(argv: list[str]) -> Settings:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns the exit code."""
+    """Runs the command; returns the exit code, 130 where its user stopped it."""
     try:
         settings = settings_from(argv)
         import cv2
 
         from pipeline.bundle import read_bundle
         from pipeline.model_source import find_bundle
+        from serving.batch.names import shown
         from serving.batch.run import BatchRun, exit_code
         from serving.batch.summary import printed
 
@@ -117,7 +126,10 @@ def main(argv: list[str]) -> int:
     except TrifocalError as error:
         error.exit_code = 1
         raise
-    sys.stdout.write(printed(summary, str(settings.out)))
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on where it stopped")
+        return 130
+    sys.stdout.write(printed(summary, shown(os.fsencode(settings.out))))
     return exit_code(summary)
 
 

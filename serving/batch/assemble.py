@@ -18,16 +18,19 @@ from serving.batch.writers.base import RunWriter
 
 PREDICTIONS, ERRORS = "predictions.parquet", "errors.jsonl"
 
+DOCUMENTS = (PREDICTIONS, ERRORS, "summary.json", "report.html")
+"""What every finished run has."""
+
 
 def write_part(path: Path, table: pa.Table) -> None:
     """A part's table as an Arrow file."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, part_schema()) as writer:
+    with path.open("wb") as sink, pa.ipc.new_file(sink, part_schema()) as writer:
         writer.write_table(table)
 
 
 def read_part(path: Path) -> pa.Table:
     """Inverse of `write_part`."""
-    with pa.OSFile(str(path), "rb") as content:
+    with path.open("rb") as content:  # Arrow's own files take no name that is not UTF-8
         return pa.ipc.open_file(content).read_all()
 
 
@@ -49,7 +52,8 @@ def assemble(
     """
     with ExitStack() as stack:
         rows = stack.enter_context(journal.placing(PREDICTIONS))
-        table_file = stack.enter_context(pq.ParquetWriter(rows, prediction_schema(), compression="zstd"))
+        row_file = stack.enter_context(rows.open("wb"))
+        table_file = stack.enter_context(pq.ParquetWriter(row_file, prediction_schema(), compression="zstd"))
         errors = stack.enter_context(journal.placing(ERRORS))
         error_file = stack.enter_context(errors.open("w", encoding="utf-8"))
         adds = [stack.enter_context(writer.writing(journal)) for writer in writers]

@@ -4,6 +4,7 @@
     DIR/.batch/plan.sqlite  the list of files, until the run is finished
     DIR/.batch/parts/       answers so far, a file for each part, named by what it answers for
     DIR/.batch/tmp/         files being written
+    DIR/.batch/clearing     there while what another run left is removed
 
 Everything else below DIR is what the run was for.
 """
@@ -24,7 +25,7 @@ from typing import Any
 from pipeline.errors import ConfigError, DataError, ImageError
 from serving.batch.names import shown
 
-FOLDER = ".batch"
+FOLDER, CLEARING = ".batch", "clearing"
 
 OUTPUTS = (
     "predictions.parquet", "predictions.jsonl", "predictions.csv", "errors.jsonl", "summary.json", "report.html",
@@ -63,6 +64,8 @@ class Journal:
         self._known: set[bytes] = set()
         self._guard = threading.Lock()
         self._clear_tmp()
+        if (self.home / CLEARING).exists():
+            self.clear()
 
     def _clear_tmp(self) -> None:
         for path in (self.home / "tmp").iterdir():
@@ -85,11 +88,14 @@ class Journal:
         self.put(f"{FOLDER}/run.json", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
 
     def clear(self) -> None:
-        """Removes everything a run wrote here."""
+        """Removes everything a run wrote here; where that is interrupted, the next to open the folder goes on with it."""
+        (self.home / CLEARING).touch()
+        sync(self.home)
         (self.home / "run.json").unlink(missing_ok=True)
         self.drop_outputs()
         for path in self.home.glob("plan*"):
             path.unlink()
+        (self.home / CLEARING).unlink()
 
     def drop_outputs(self) -> None:
         """Removes answers and files, not what was asked for."""
@@ -128,7 +134,8 @@ class Journal:
             sync(part)
             self._make_folder(os.path.dirname(target))
             os.replace(part, target)
-            sync(os.path.dirname(target))
+            for folder in _folders(os.fsencode(name)):
+                sync(os.path.join(os.fsencode(self.out), folder))
         finally:
             part.unlink(missing_ok=True)
 
@@ -159,7 +166,7 @@ class Journal:
         """Sees that files written by `put_quickly` are on disk."""
         for name in names:
             sync(os.path.join(os.fsencode(self.out), name))
-        for folder in {os.path.dirname(name) for name in names}:
+        for folder in {above for name in names for above in _folders(name)}:
             sync(os.path.join(os.fsencode(self.out), folder))
 
     def _make_folder(self, folder: bytes) -> None:
@@ -172,6 +179,12 @@ class Journal:
                 raise ImageError(f"a link in the output folder leads out of it: {shown(folder)}")
             if len(self._known) < 10_000:
                 self._known.add(folder)
+
+
+def _folders(name: bytes) -> list[bytes]:
+    """The folders that a file below the output folder lies in, which itself is the empty name."""
+    parts = name.split(b"/")
+    return [b"/".join(parts[:depth]) for depth in range(len(parts))]
 
 
 def sync(path: Path | bytes) -> None:

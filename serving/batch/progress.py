@@ -55,7 +55,8 @@ class Progress:
             if not self._resumed:
                 self._say("going on where an earlier run stopped")
             self._resumed += images
-            self._show()
+            if self._bar is not None:  # not as an update: what others answered is no speed of this process
+                self._bar.reset(self._task, completed=self._resumed + self._done, errors=self._errors)
 
     def add(self, images: int, errors: int) -> None:
         """Images that were answered now, and how many of them could not be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class RemoteFiles:
     @property
     def identity(self) -> str:
         """The URL."""
-        return self.url
+        return shown(os.fsencode(self.url))
 
     def path(self, name: bytes) -> Path | None:  # noqa: ARG002  # not on this machine
         """None."""

@@ -20,6 +20,7 @@ from pipeline.imaging.draw import draw_mask
 from pipeline.imaging.runs import MaskRuns
 from serving.batch.names import raw
 from serving.batch.rows import Row
+from serving.batch.summary import figure
 from serving.batch.tally import BINS, HeadTally, Tally
 
 SIDE = 160
@@ -73,7 +74,7 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
         "Model": f"{model['name']} {model['version']}, run {model['run_id'] or 'unknown'}",
         "Engine": summary["engine"],
         "Options": ", ".join(
-            f"{name} {_plain(value)}" for name, value in summary["options"].items() if value not in PLAIN
+            _asked(name, value) for name, value in summary["options"].items() if value != PLAIN.get(name)
         ),
     }
     tiles = [("images", images["found"], ""), ("answered", images["answered"], "")]
@@ -102,12 +103,14 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
     )
 
 
-PLAIN: tuple[Any, ...] = (None, True, False, 0, "none", (), [])
-"""Values of options that say nothing was asked for."""
+PLAIN = {"masks": True, "tile": 0, "tta": "none", "format": [], "overlay": False, "crops": False}
+"""Values of options where nothing was asked for; None of all others."""
 
 
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def _asked(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 KINDS = {"boxes": "boxes", "mask": "mask: images with the class, and its share of all pixels"}
@@ -122,7 +125,7 @@ def _head(name: str, head: HeadTally, spec: HeadSpec, summary: dict[str, Any], s
         parts.append(f"<div>{_histogram(head.histogram)}</div>")
     scores = summary.get("scores", {}).get(name)
     if scores:
-        parts.append(_table([(metric, f"{value:.4f}") for metric, value in scores.items()]))
+        parts.append(_table([(metric, figure(metric, value)) for metric, value in scores.items()]))
     body.append(f'<div class="pair">{"".join(parts)}</div>')
     for label in sorted(head.samples, key=lambda label: spec.classes.index(label) if label in spec.classes else 0):
         held = sorted(head.samples[label], key=lambda held: held[:2])

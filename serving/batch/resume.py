@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from pipeline.bundle import Bundle
 from serving.batch.settings import Settings
-from serving.batch.sources import Source
+from serving.batch.sources import LocalFiles, Source
 
 LAYOUT = 1
 """Raised when parts of an earlier version cannot be used."""
@@ -21,10 +23,25 @@ def run_identity(settings: Settings, bundle: Bundle, source: Source) -> dict[str
             "name": manifest.name,
             "version": manifest.version,
             "files": {name: file.sha256 for name, file in sorted(manifest.files.items())},
+            "heads": {
+                name: [head.kind, *head.classes, head.threshold] for name, head in sorted(manifest.heads.items())
+            },
         },
         "options": settings.identity(),
         "layout": LAYOUT,
     }
+
+
+def labels_stamp(settings: Settings) -> str | None:
+    """Changes when a file of the labels does; None where there are none."""
+    if settings.labels is None:
+        return None
+    path = Path(settings.labels)
+    if path.is_file():
+        held = path.stat()
+        return f"{held.st_size}:{held.st_mtime_ns}"
+    found = sorted((entry.name, entry.stamp) for entry in LocalFiles(path, settings.out).entries())
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:

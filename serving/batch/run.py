@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.bundle import Bundle, HeadSpec
 from pipeline.errors import ConfigError, DataError
-from serving.batch.assemble import assemble, write_part
-from serving.batch.journal import Journal
+from serving.batch.assemble import DOCUMENTS, assemble, write_part
+from serving.batch.journal import Journal, sync
 from serving.batch.local import LocalRun
 from serving.batch.names import shown
 from serving.batch.plan import Part, Plan
 from serving.batch.progress import Progress
 from serving.batch.report import report
-from serving.batch.resume import differences, run_identity
+from serving.batch.resume import differences, labels_stamp, run_identity
 from serving.batch.rows import ImageResult, table_of
 from serving.batch.settings import Settings
 from serving.batch.sources import Source, open_source
@@ -28,7 +30,7 @@ from serving.batch.tally import Tally
 from serving.batch.views import check_views
 from serving.batch.work import Done, Worker
 from serving.batch.writers.base import Context
-from serving.batch.writers.registry import check_formats, once, run_writers
+from serving.batch.writers.registry import check_formats, idle, once, run_writers
 from serving.engines.registry import usable_cores
 from serving.predictor import Predictor
 
@@ -107,6 +109,8 @@ class BatchRun:
         if not wanted:
             raise ConfigError("--no-masks leaves nothing to answer: the model's heads are all masks")
         check_views(self.settings, wanted)
+        for option, kinds in idle(self.settings, {head.kind for head in wanted.values()}):
+            self.say(f"{option} writes nothing: no head that is answered has {kinds}")
 
     def _heads(self) -> dict[str, HeadSpec]:
         """The heads that are answered."""
@@ -135,25 +139,33 @@ class BatchRun:
 
     def _plan(self, source: Source, journal: Journal, state: dict[str, Any] | None) -> Plan:
         """The list of files, compared with the one that an unfinished run began with."""
-        self.say(f"listing {self.settings.source}")
+        self.say(f"listing {shown(os.fsencode(self.settings.source))}")
         new, old = journal.home / "plan.new.sqlite", journal.home / "plan.sqlite"
         plan = Plan.build(new, source.entries())
         if not len(plan):
             plan.close()
             raise DataError(f"{self.settings.source} holds no file")
-        if state is not None and not state["finished"] and old.exists():
-            changes = plan.changes_since(old)
-            if changes:
-                examples = ", ".join(shown(name) for name in changes.examples)
-                self.say(
-                    f"since this run began, {changes.added} files were added, {changes.removed} removed and"
-                    f" {changes.changed} changed ({examples}); what they touch is answered anew"
-                )
-                if self.settings.per_image:
-                    journal.drop_outputs()
+        if state is not None and not state["finished"] and self._changed(plan, old) and self.settings.per_image:
+            journal.drop_outputs()
         plan.close()
+        sync(new)
         new.replace(old)
         return Plan(old)
+
+    def _changed(self, plan: Plan, earlier: Path) -> bool:
+        """Whether the files are others than when the run began; says how."""
+        try:
+            changes = plan.changes_since(earlier)
+        except sqlite3.DatabaseError:
+            self.say("the list of files that this run began with is lost; files of single images are written anew")
+            return True
+        if changes:
+            examples = ", ".join(shown(name) for name in changes.examples)
+            self.say(
+                f"since this run began, {changes.added} files were added, {changes.removed} removed and"
+                f" {changes.changed} changed ({examples}); what they touch is answered anew"
+            )
+        return bool(changes)
 
     def _finished(self, journal: Journal, state: dict[str, Any], plan: Plan) -> dict[str, Any]:
         """The summary of a run that was finished earlier."""
@@ -164,6 +176,16 @@ class BatchRun:
                 f" or come since ({len(plan)} now); name another folder with --out, or answer anew with --restart"
             )
         plan.path.unlink(missing_ok=True)
+        for name in DOCUMENTS:
+            if not (self.settings.out / name).is_file():
+                raise ConfigError(
+                    f"{self.settings.out} holds a finished run, but its {name} is gone; repeat it with --restart"
+                )
+        if state.get("labels") != labels_stamp(self.settings):
+            raise ConfigError(
+                f"{self.settings.labels} has changed since {self.settings.out} was scored by it; name another folder with"
+                " --out, or answer and score anew with --restart"
+            )
         self.say(f"{self.settings.out} is finished already; nothing was done")
         found: dict[str, Any] = json.loads((self.settings.out / "summary.json").read_text())
         return found
@@ -188,6 +210,7 @@ class BatchRun:
                 f"{settings.out} was begun on engine {state['engine']}, this is {engine}, whose answers may differ in the"
                 " last digit; take that engine, another --out, or --restart"
             )
+        labels = labels_stamp(settings)
         # Mistakes in the labels are told before an hour's work, not after it.
         scorer = self.make_scorer(source, self._heads()) if self.make_scorer is not None else None
         if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
@@ -197,7 +220,8 @@ class BatchRun:
         timing = Timing()
         self._answer(source, journal, plan, predictor, workers, timing)
         summary = self._conclude(source, journal, plan, engine, timing, started, scorer)
-        journal.save_state(state | {"finished": True, "files": plan.digest(), "count": len(plan)})
+        ended = {"finished": True, "files": plan.digest(), "count": len(plan), "labels": labels}
+        journal.save_state(state | ended)
         journal.drop_parts()
         plan.path.unlink()
         return summary
@@ -249,8 +273,8 @@ class BatchRun:
         scorer: Scorer | None,
     ) -> dict[str, Any]:
         """Writes the final files."""
-        settings, manifest = self.settings, self.bundle.manifest
-        tally = Tally.of(self._heads(), settings.threshold)
+        settings, manifest = self.settings, replace(self.bundle.manifest, heads=self._heads())
+        tally = Tally.of(manifest.heads, settings.threshold)
         context = Context(settings, manifest, *((scorer.ids, scorer.categories) if scorer else (None, None)))
         begun = time.perf_counter()
         assemble(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.answers import Options
+from serving.batch.names import shown
 
 SCORED_FROM = 0.001
 """Score from which boxes are kept where labels are at hand: average precision needs the weak ones too."""
@@ -97,5 +99,6 @@ class Settings:
             "format": sorted(self.formats),
             "overlay": self.overlay,
             "crops": self.crops,
-            "labels": self.labels,
+            "labels": None if self.labels is None else shown(os.fsencode(self.labels)),
+            "data.format": None if self.labels is None or self.labels_format == "auto" else self.labels_format,
         }

@@ -70,6 +70,11 @@ def summary_of(tally: Tally, manifest: Manifest, run: dict[str, Any], scores: di
     return found | ({"scores": scores} if scores is not None else {})
 
 
+def figure(metric: str, value: float) -> str:
+    """A score as text: counts whole, all else to four places."""
+    return f"{value:,.0f}" if metric in {"images", "unanswered"} else f"{value:.4f}"
+
+
 def printed(summary: dict[str, Any], out: str) -> str:
     """The summary as a table for people."""
     images, model, timing = summary["images"], summary["model"], summary["timing"]
@@ -87,7 +92,7 @@ def printed(summary: dict[str, Any], out: str) -> str:
         if len(counts) > 20:
             lines.append(f"    and {len(counts) - 20} more classes")
         for metric, value in summary.get("scores", {}).get(name, {}).items():
-            lines.append(f"    {metric} {value:.4f}")
+            lines.append(f"    {metric} {figure(metric, value)}")
     lines += [f"  error: {kind}: {count}" for kind, count in summary["errors"].items()]
     stages = ", ".join(f"{name} {rate:,.0f}" for name, rate in timing["images_per_second_by_stage"].items())
     speed = f"  {timing['images']} images in {timing['seconds']:.1f} s, {timing['images_per_second']:,.1f} a second"

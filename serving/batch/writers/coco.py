@@ -50,9 +50,10 @@ class Writer:
                 each.end()
 
     def _category(self, head: str, index: int) -> int:
-        name = self._heads[head].classes[index]
-        known = (self._context.categories or {}).get(name)
-        return index + 1 if known is None else known
+        """COCO's number of a class; one that the labels do not have comes after all of theirs."""
+        known = self._context.categories or {}
+        number = known.get(self._heads[head].classes[index])
+        return max(known.values(), default=0) + index + 1 if number is None else number
 
     def _categories(self) -> list[dict[str, Any]]:
         return [

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, nearest
-from serving.batch.settings import PER_IMAGE
+from serving.batch.settings import PER_IMAGE, Settings
 from serving.batch.writers.base import Context, ImageWriter, RunWriter
 
 RUN = ("coco", "csv", "jsonl")
@@ -15,12 +15,23 @@ RUN = ("coco", "csv", "jsonl")
 FORMATS = (*RUN, *(name for name in PER_IMAGE if name not in {"overlay", "crops"}))
 """What `--format` takes."""
 
+NEEDS = {"coco": ("boxes", "mask"), "yolo": ("boxes",), "masks": ("mask",), "crops": ("boxes",)}
+"""The kinds of heads that a writer needs one of; others take any."""
+
 
 def check_formats(names: tuple[str, ...]) -> None:
     """Raises ConfigError for a format that does not exist."""
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"--format: unknown format {name!r}{nearest(name, FORMATS)}")
+
+
+def idle(settings: Settings, kinds: set[str]) -> Iterator[tuple[str, str]]:
+    """Options that nothing comes of, and what they would need, where heads of these kinds are answered."""
+    for name, needed in NEEDS.items():
+        option = f"--format {name}" if name in settings.formats else f"--{name}"
+        if name in (*settings.formats, *settings.per_image) and not kinds & set(needed):
+            yield option, " or ".join({"boxes": "boxes", "mask": "a mask"}[kind] for kind in needed)
 
 
 def image_writers(context: Context) -> list[ImageWriter]:

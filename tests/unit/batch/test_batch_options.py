@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.cli_batch import main, settings_from
+from pipeline.errors import ConfigError
 from tests.unit.batch.helpers import fill
 from tests.unit.bundles import known_bundle
 
@@ -32,6 +33,13 @@ def test_wrong_options_are_told(arguments, told, model, tmp_path):
     with pytest.raises(Exception, match=told) as caught:
         main([str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *arguments])
     assert caught.value.exit_code == 1
+
+
+def test_an_empty_source_and_one_that_the_shell_took_apart_are_told():
+    with pytest.raises(ConfigError, match="SOURCE is empty"):
+        settings_from(["", "--model", "m", "--out", "o"])
+    with pytest.raises(ConfigError, match=r"3 sources, a.png and more; .* a glob in quotes"):
+        settings_from(["a.png", "b.png", "c.png", "--model", "m", "--out", "o"])
 
 
 def test_formats_may_be_given_once_or_often():

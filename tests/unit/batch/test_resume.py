@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.bundle import read_bundle, write_manifest
 from pipeline.errors import ConfigError, DataError
+from serving.batch.progress import Progress
 from serving.batch.run import exit_code
 from serving.batch.writers.registry import FORMATS
 from tests.unit.batch.helpers import content, fill, picture, predict
@@ -119,6 +120,36 @@ def interrupted(folder, model, out, monkeypatch, after=2, **options):
             predict(folder, model, out, part=4, **options)
 
 
+def test_the_bar_counts_only_what_this_process_answers_as_its_speed():
+    now = iter(range(100))
+    progress = Progress(100, lambda line: None, terminal=True)
+    task = progress._bar.tasks[0]
+    progress._bar.get_time = lambda: next(now)
+    for _ in range(3):
+        progress.resumed(10)
+    assert (task.completed, task.speed) == (30, None)
+    for _ in range(3):
+        progress.add(4, 1)
+    assert task.completed == 42
+    assert task.speed < 10
+    assert task.fields["errors"] == 3
+
+
+def test_ctrl_c_is_told_to_be_no_loss(folder, model, unbroken, tmp_path):
+    out = tmp_path / "out"
+    with start(folder, model, out, "-m", "pipeline.cli") as process:
+        until = time.monotonic() + 60
+        while not list(out.glob(".batch/parts/*.arrow")) and time.monotonic() < until:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in told
+    predict(folder, model, out, part=4, **EVERYTHING)
+    assert content(out) == unbroken
+
+
 def test_workers_do_not_change_the_answers(folder, model, unbroken, tmp_path):
     predict(folder, model, tmp_path / "out", part=4, workers=1, **EVERYTHING)
     assert content(tmp_path / "out") == unbroken
@@ -167,6 +198,55 @@ def test_changed_options_and_model_are_told_by_name(folder, model, tmp_path, mon
     (out / ".batch" / "run.json").write_text(json.dumps(state | {"engine": "onnxruntime:fp32 0.1"}))
     with pytest.raises(ConfigError, match=r"begun on engine onnxruntime:fp32 0.1"):
         predict(folder, model, out, part=4)
+
+
+def test_a_lost_list_of_files_is_made_anew(folder, model, unbroken, tmp_path, monkeypatch):
+    """Power went before the list was on disk."""
+    for number, damage in enumerate((lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\0" * 5000))):
+        out = tmp_path / str(number)
+        interrupted(folder, model, out, monkeypatch, **EVERYTHING)
+        (out / "overlay" / "gone.jpg").write_bytes(b"of a picture that is no more")
+        damage(out / ".batch" / "plan.sqlite")
+        _, lines = predict(folder, model, out, part=4, **EVERYTHING)
+        assert any("list of files that this run began with is lost" in line for line in lines)
+        assert content(out) == unbroken
+
+
+def test_clearing_goes_on_where_it_was_interrupted(folder, model, unbroken, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict(fill(tmp_path / "other", 2), model, out, overlay=True)
+
+    def stop(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.batch.journal.shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(folder, model, out, part=4, restart=True, **EVERYTHING)
+    assert (out / "overlay" / "001.jpg").exists()
+    predict(folder, model, out, part=4, **EVERYTHING)
+    assert content(out) == unbroken
+
+
+def test_a_finished_run_that_lost_a_file_is_told(model, tmp_path):
+    folder, out = fill(tmp_path / "in", 2), tmp_path / "out"
+    for name in ("report.html", "summary.json", "predictions.parquet"):
+        predict(folder, model, out, restart=True)
+        (out / name).unlink()
+        with pytest.raises(
+            ConfigError, match=f"holds a finished run, but its {name} is gone; repeat it with --restart"
+        ):
+            predict(folder, model, out)
+
+
+def test_a_changed_threshold_of_the_model_is_noticed(model, tmp_path):
+    folder, other = fill(tmp_path / "in", 2), known_bundle(tmp_path / "other")
+    predict(folder, model, tmp_path / "out")
+    manifest = read_bundle(other).manifest
+    heads = manifest.heads | {"things": replace(manifest.heads["things"], threshold=0.95)}
+    write_manifest(other, replace(manifest, heads=heads))
+    with pytest.raises(ConfigError, match=r"another model .known 1."):
+        predict(folder, other, tmp_path / "out")
 
 
 def test_a_foreign_folder_is_left_alone(folder, model, tmp_path):

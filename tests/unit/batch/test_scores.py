@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.export.scoring import EVERYTHING, as_prediction, metrics_for
 from pipeline.records import BoxTarget, ClassTarget, MaskTarget
 from serving.batch.run import BatchRun
+from serving.batch.summary import printed
 from serving.predictor import Predictor
 from tests.unit.batch.helpers import settings_for
 from tests.unit.bundles import HEADS, known_bundle
@@ -116,6 +117,51 @@ def test_a_coco_file_keeps_its_numbers_and_pycocotools_agrees(labelled, model, t
         "thing": 4,
         "other": 9,
     }
+
+
+def test_classes_that_a_coco_file_does_not_have_take_none_of_its_numbers(labelled, model, tmp_path):
+    root, _ = labelled
+    content = json.loads((root / "annotations" / "instances.json").read_text())
+    content["categories"] = [{"id": 2, "name": "thing"}]  # the model's `other` is its second class
+    content["annotations"] = [row | {"category_id": 2} for row in content["annotations"] if row["category_id"] == 4]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    scored(root / "images", model, tmp_path / "out", tmp_path / "truth.json", formats=("coco",))
+    found = json.loads((tmp_path / "out" / "coco" / "things.json").read_text())
+    assert {row["category_id"] for row in found} == {2, 4}
+    listed = json.loads((tmp_path / "out" / "coco" / "images.json").read_text())["categories"]
+    assert {c["name"]: c["id"] for c in listed if c["supercategory"] == "things"} == {"thing": 2, "other": 4}
+
+
+def test_labels_that_changed_since_the_end_are_told(labelled, model, tmp_path):
+    root, _ = labelled
+    truth, out = tmp_path / "truth.json", tmp_path / "out"
+    truth.write_bytes((root / "annotations" / "instances.json").read_bytes())
+    first = scored(root / "images", model, out, truth)
+    assert scored(root / "images", model, out, truth) == first
+    truth.write_text(truth.read_text() + " ")
+    with pytest.raises(ConfigError, match=r"truth.json has changed since .*out was scored by it; .*--restart"):
+        scored(root / "images", model, out, truth)
+    scored(root / "images", model, tmp_path / "whole", root)
+    with pytest.raises(ConfigError, match=r"data\.format None instead of coco"):
+        scored(root / "images", model, tmp_path / "whole", root, "coco", labels_format="coco")
+
+
+def test_labelled_images_without_an_answer_are_counted(labelled, model, tmp_path):
+    root, _ = labelled
+    source = tmp_path / "in"
+    source.mkdir()
+    content = json.loads((root / "annotations" / "instances.json").read_text())
+    for number, entry in enumerate(content["images"]):
+        data = (root / "images" / entry["file_name"]).read_bytes()
+        entry["file_name"] = f"ünï {number}.png"
+        (source / entry["file_name"]).write_bytes(b"" if number == 3 else data)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    summary = scored(source, model, tmp_path / "out", tmp_path / "truth.json", formats=("coco",))
+    assert summary["scores"]["things"]["images"] == 11
+    assert summary["scores"]["things"]["unanswered"] == 1
+    images = json.loads((tmp_path / "out" / "coco" / "images.json").read_text())["images"]
+    assert sorted(image["id"] for image in images) == [700 + n for n in range(12) if n != 3]
+    assert "images 11\n" in printed(summary, "out")
 
 
 def test_labels_that_do_not_fit_are_told_before_any_work(labelled, model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -49,7 +50,7 @@ def test_globs_lists_and_single_images(model, tmp_path, monkeypatch):
     assert names(folder / "00[01].png") == [b"000.png", b"001.png"]
     assert names(f"{folder}/**/d.png") == [b"deep/d.png"]
     assert names(folder / "002.png") == [b"002.png"]
-    (tmp_path / "list.txt").write_text(f"in/003.png\r\n{folder}/deep/d.png\nin/missing.png\n")
+    (tmp_path / "list.txt").write_text(f"\ufeffin/003.png\r\n{folder}/deep/d.png\nin/missing.png\n")
     assert names(tmp_path / "list.txt") == [b"003.png", b"deep/d.png", b"missing.png"]
     (tmp_path / "zero.txt").write_bytes(odd + b"\0" + os.fsencode(folder / "000.png") + b"\0")
     assert names(tmp_path / "zero.txt") == [b"000.png", b"odd\n\xff.png"]
@@ -59,6 +60,60 @@ def test_globs_lists_and_single_images(model, tmp_path, monkeypatch):
     assert answered == {"000.png": 3}
     assert errors["deep"]["reason"] == "is a folder, not an image"
     assert summary["images"]["failed"] == 2
+
+
+def test_a_glob_follows_links_but_not_in_a_circle_and_keeps_names_below_its_folder(model, tmp_path):
+    folder = fill(tmp_path / "real" / "in", 1)
+    (folder / "sub" / ".hidden").mkdir(parents=True)
+    (folder / "sub" / "b.png").write_bytes(picture(1))
+    (folder / "sub" / ".hidden" / "c.png").write_bytes(picture(2))
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "sub")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    predict(f"{tmp_path}/link/in/**/*.png", model, tmp_path / "out", overlay=True)
+    errors, answered = listed(tmp_path / "out")
+    assert set(answered) == {"000.png", "sub/b.png", "again/b.png"}
+    assert not errors
+    assert (tmp_path / "out" / "overlay" / "sub" / "b.jpg").is_file()
+
+
+def test_a_folder_that_a_glob_cannot_enter_is_listed(model, tmp_path, monkeypatch):
+    folder, real = fill(tmp_path / "in", 1), os.scandir
+    (folder / "locked").mkdir()
+
+    def scan(place):  # the tests may run as root, whom no permission stops
+        if os.fsencode(place).endswith(b"locked"):
+            raise PermissionError(13, os.strerror(13))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    predict(f"{folder}/**/*.png", model, tmp_path / "out")
+    errors, answered = listed(tmp_path / "out")
+    assert set(answered) == {"000.png"}
+    assert errors["locked/"]["reason"] == "the folder cannot be read: Permission denied"
+
+
+def test_a_linked_image_keeps_its_own_name(model, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "ab12").write_bytes(picture(1))
+    (tmp_path / "photo.png").symlink_to(tmp_path / "store" / "ab12")
+    predict(tmp_path / "photo.png", model, tmp_path / "out")
+    assert set(listed(tmp_path / "out")[1]) == {"photo.png"}
+
+
+@pytest.mark.parametrize("kind", ["glob", "list", "image", "folder"])
+def test_a_source_and_an_output_folder_of_any_bytes(kind, model, tmp_path, capsys):
+    from pipeline.cli_batch import main
+
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    fill(place, 1)
+    (place / "list.txt").write_text("000.png\n")
+    source = {"glob": place / "*.png", "list": place / "list.txt", "image": place / "000.png", "folder": place}[kind]
+    out = tmp_path / os.fsdecode(b"out\xff")
+    options = ["--model", str(model), "--out", str(out), "--engine", "onnxruntime", "--workers", "1"]
+    assert main([str(source), *options]) == 0
+    assert "out\\xff" in capsys.readouterr().out
+    assert "caf\\xe9" in json.loads((out / "summary.json").read_text())["source"]
 
 
 def test_a_url_is_read_through_fsspec(model, tmp_path):

@@ -114,6 +114,17 @@ def test_overlays_and_crops_show_what_was_found(out):
     assert (crop[:, 20:, 0] > 200).all()
 
 
+def test_a_strip_is_drawn_without_becoming_huge_and_its_pictures_are_whole(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "strip.png"), np.full((1, 70_000, 3), RED, np.uint8))
+    cv2.imwrite(str(tmp_path / "in" / "flat.png"), np.full((20, 800, 3), RED, np.uint8))
+    predict(tmp_path / "in", model, tmp_path / "out", overlay=True, crops=True)
+    assert cv2.imread(str(tmp_path / "out" / "overlay" / "strip.jpg")).shape == (1, 65_500, 3)
+    assert cv2.imread(str(tmp_path / "out" / "overlay" / "flat.jpg")).shape == (100, 4000, 3)
+    crop = cv2.imread(str(tmp_path / "out" / "crops" / "things" / "thing" / "strip_0.jpg"))
+    assert crop.shape == (1, 35_000, 3)
+
+
 def test_parquet_has_one_row_for_each_image_and_head(out):
     rows = pq.read_table(out / "predictions.parquet").to_pylist()
     assert [(row["image"], row["head"]) for row in rows] == [
@@ -125,6 +136,15 @@ def test_heads_masks_and_thresholds_are_the_users(model, out, tmp_path):
     source = out.parent / "in"
     summary, _ = predict(source, model, tmp_path / "some", heads=("things", "ground"), masks=False, threshold=0.001)
     assert {name: head["counts"] for name, head in summary["heads"].items()} == {"things": {"thing": 3, "other": 3}}
+    _, lines = predict(source, model, tmp_path / "labels", heads=("colour",), formats=FORMATS, crops=True)
+    for told in ("--format coco writes nothing: no head that is answered has boxes or a mask", "--format masks writes",
+                 "--format yolo writes nothing: no head that is answered has boxes", "--crops writes nothing"):  # fmt: skip
+        assert any(line.startswith(told) for line in lines), told
+    assert not any("csv" in line for line in lines)
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == [
+        ".batch", "coco", "errors.jsonl", "predictions.csv", "predictions.jsonl", "predictions.parquet", "report.html",
+        "summary.json",
+    ]  # fmt: skip
     with pytest.raises(ConfigError, match="no head 'thngs'"):
         predict(source, model, tmp_path / "none", heads=("thngs",))
     with pytest.raises(ConfigError, match="unknown format 'coc'; did you mean 'coco'"):
