@@ -47,9 +47,9 @@ class Journal:
 
     def __init__(self, out: Path) -> None:
         self.out, self.home = out, out / FOLDER
-        if out.exists() and not self.home.is_dir() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"{out} exists and holds something else; name another folder with --out")
         try:
+            if out.exists() and not self.home.is_dir() and (not out.is_dir() or any(out.iterdir())):
+                raise ConfigError(f"{out} exists and holds something else; name another folder with --out")
             for folder in (self.home / "parts", self.home / "tmp"):
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.home / "lock").open("w")

@@ -210,9 +210,12 @@ class BatchRun:
                 f"{settings.out} was begun on engine {state['engine']}, this is {engine}, whose answers may differ in the"
                 " last digit; take that engine, another --out, or --restart"
             )
-        labels = labels_stamp(settings)
         # Mistakes in the labels are told before an hour's work, not after it.
-        scorer = self.make_scorer(source, self._heads()) if self.make_scorer is not None else None
+        try:
+            labels = labels_stamp(settings)
+            scorer = self.make_scorer(source, self._heads()) if self.make_scorer is not None else None
+        except OSError as error:
+            raise DataError(f"--data.root {settings.labels} cannot be read: {error.strerror or error}") from error
         if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
             raise DataError(f"--data.root labels none of the images of {settings.source}; are they its images?")
         state = {"identity": identity, "engine": engine, "finished": False}
@@ -289,7 +292,8 @@ class BatchRun:
         timing.stages["assemble"] = time.perf_counter() - begun
         if not tally.answered and not tally.failed:
             journal.clear()
-            raise DataError(f"{settings.source} holds no image ({tally.skipped} other files)")
+            told = ", ".join(f"{kind} ({count})" for kind, count in sorted(tally.left_out.items()))
+            raise DataError(f"{settings.source} holds no image; left out: {told}")
         about = {"source": source.identity, "options": settings.identity(), "engine": engine}
         summary = summary_of(tally, manifest, about, scorer.scores() if scorer else None)
         journal.put("report.html", report(summary, tally, manifest, source.read).encode())

@@ -203,8 +203,15 @@ def open_source(given: str, out: Path) -> Source:
 
     Raises:
         ConfigError: it lies inside the output folder.
-        DataError: it does not exist, or its protocol's package is not installed.
+        DataError: it does not exist or cannot be read, or its protocol's package is not installed.
     """
+    try:
+        return _open(given, out)
+    except OSError as error:
+        raise DataError(f"{given} cannot be read: {error.strerror or error}") from error
+
+
+def _open(given: str, out: Path) -> Source:
     if "://" in given:
         from serving.batch.remote import RemoteFiles
 
@@ -213,6 +220,9 @@ def open_source(given: str, out: Path) -> Source:
     if path.is_dir():
         if path.resolve().is_relative_to(out.resolve()):
             raise ConfigError(f"{given} lies inside the output folder {out}; name another folder with --out")
+        os.scandir(
+            path
+        ).close()  # of a folder inside that cannot be read, all else is answered; of the source itself, nothing
         return LocalFiles(path, out)
     if path.is_file():
         return _file_source(path, out)
@@ -225,11 +235,8 @@ def open_source(given: str, out: Path) -> Source:
 def _file_source(path: Path, out: Path) -> Source:
     from serving.batch.kinds import looks_like_image
 
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+    with path.open("rb") as file:
+        head = file.read(64)
     if looks_like_image(os.fsencode(path.name), head):
         folder = path.parent.resolve()
         only = os.path.join(os.fsencode(folder), os.fsencode(path.name))  # a link keeps its own name

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from tests.unit.batch.helpers import fill, listed, picture, predict
 from tests.unit.bundles import known_bundle
 
@@ -66,6 +66,38 @@ def test_a_sub_folder_or_file_that_may_not_be_read_is_listed(model, tmp_path, mo
     assert errors["locked/"]["reason"] == "the folder cannot be read: Permission denied"
     assert errors["001.png"]["reason"] == "Permission denied"
     assert summary["images"]["failed"] == 2
+
+
+def test_a_place_that_may_not_be_entered_is_told_in_one_line(model, tmp_path, monkeypatch):
+    folder, real_stat, real_scan = fill(tmp_path / "in" / "locked", 1), os.stat, os.scandir
+
+    def barred(real):
+        def call(place, *arguments, **named):  # the tests may run as root, whom no permission stops
+            if b"/locked" in os.fsencode(place) if isinstance(place, (str, bytes, os.PathLike)) else False:
+                raise PermissionError(13, os.strerror(13))
+            return real(place, *arguments, **named)
+
+        return call
+
+    (tmp_path / "free").mkdir()
+    for source, out, told in (
+        (folder / "000.png", "free/out", "000.png cannot be read: Permission denied"),
+        (folder / "*.png", "free/out", r"\*.png cannot be read: Permission denied"),
+        (tmp_path / "free", "in/locked/out", "out cannot be written: Permission denied"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=told):
+            patch.setattr(os, "stat", barred(real_stat))
+            predict(source, model, tmp_path / out)
+    (tmp_path / "free" / "a.png").write_bytes(picture(1))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DataError, match=r"--data\.root .*t.json cannot be read: Permission"),
+    ):
+        patch.setattr(os, "stat", barred(real_stat))
+        predict(tmp_path / "free", model, tmp_path / "out", labels=str(folder / "t.json"))
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+        patch.setattr(os, "scandir", barred(real_scan))
+        predict(folder, model, tmp_path / "free" / "out")
 
 
 def test_the_output_folder_inside_the_source_is_not_answered(model, tmp_path):

@@ -23,7 +23,7 @@ def test_folders_without_images_are_told(model, tmp_path):
     with pytest.raises(DataError, match="empty holds no file"):
         predict(tmp_path / "empty", model, tmp_path / "out")
     (tmp_path / "empty" / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"empty holds no image .1 other files"):
+    with pytest.raises(DataError, match=r"empty holds no image; left out: not an image .1."):
         predict(tmp_path / "empty", model, tmp_path / "out")
     with pytest.raises(
         DataError, match="does not exist; give a folder, a glob in quotes, a list file or an fsspec URL"
