@@ -25,6 +25,14 @@ MAX_PIXELS = 178_956_970
 
 MAX_BYTES = 512 * 2**20
 
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+
 Pixels = NDArray[np.uint8]
 
 
@@ -65,16 +73,28 @@ def decode_bytes(
         try:
             return _decode(data, name, at_least, max_pixels, formats)
         except UnidentifiedImageError as error:
+            kind = _claimed(data)
+            if kind in formats:
+                raise ImageError(
+                    f"{name}: a {kind} file with a broken header, or of a kind that is not read here"
+                ) from error
             raise ImageFormatError(f"{name}: not an image of an allowed format ({', '.join(formats)})") from error
         except Image.DecompressionBombError as error:
             told = re.search(r"\d+ pixels", str(error))  # Pillow goes on to name its own limit
             size = told[0] if told else "a size in pixels that"
-            raise ImageSizeError(f"{name}: {size} is more than {max_pixels}") from error
+            raise ImageSizeError(f"{name}: {size} is more than {min(max_pixels, MAX_PIXELS)}") from error
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
             raise ImageError(f"{name}: cannot be decoded: {error}") from error
         except (TypeError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError) as error:
             # Pillow's plugins let these escape on broken headers.
             raise ImageError(f"{name}: broken file: {error!r}") from error
+
+
+def _claimed(data: bytes) -> str | None:
+    """The format that the first bytes claim, of those that tell it beyond doubt."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
 
 
 def _decode(
@@ -130,18 +150,28 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
 
 def _to_rgb(image: Image.Image) -> Pixels:
     """A loaded Pillow image of any mode to upright RGB uint8; 16-bit and float scaled, alpha laid over white."""
-    upright = ImageOps.exif_transpose(image)
+    upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
     mode = upright.mode
     if mode.startswith("I") or mode == "F":
-        grey = np.asarray(upright, np.float64)
-        top = 65535.0 if mode.startswith("I;16") or (mode == "I" and grey.max() > 255) else max(float(grey.max()), 1e-9)
-        scaled = np.clip(np.nan_to_num(grey) / top * 255, 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(np.repeat(scaled[..., None], 3, 2))
+        return np.ascontiguousarray(np.repeat(_to_bytes(np.asarray(upright), mode)[..., None], 3, 2))
     if "A" in mode or mode == "P" or "transparency" in upright.info:
         layered = upright.convert("RGBA")
-        white: Any = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, layered)
-    return np.asarray(upright.convert("RGB"), np.uint8).copy()
+        upright = Image.new("RGB", layered.size, "white")
+        upright.paste(layered, mask=layered.getchannel("A"))
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), np.uint8)
+
+
+def _to_bytes(grey: NDArray[Any], mode: str) -> Pixels:
+    """Grey values (H, W) of 16 or 32 bits or float as bytes: whole numbers by their range, floats by the largest one."""
+    if mode.startswith("I;16"):
+        return (grey >> 8).astype(np.uint8)
+    largest = float(grey.max(initial=0, where=np.isfinite(grey)))
+    ranges = (255.0, 65535.0) if mode == "I" else ()
+    top = next((top for top in ranges if largest <= top), max(largest, 1e-9))
+    scaled = grey.astype(np.float32)
+    scaled *= 255 / top
+    np.nan_to_num(scaled, copy=False, posinf=255)
+    return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.data.fused import augment
 from pipeline.data.presets import PRESETS
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, ImageFormatError
 from pipeline.imaging.decode import decode_bytes, image_size, read_image
 from pipeline.imaging.enlarge import nearest_runs
 from pipeline.imaging.geometry import Letterbox
@@ -74,6 +74,40 @@ def test_sixteen_bits_are_scaled_and_alpha_lies_on_white():
     assert abs(int(decode_bytes(encoded(grey, "PNG"), "x")[0].mean()) - 128) <= 1
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert decode_bytes(encoded(clear, "PNG"), "x")[0].min() == 255
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([[0, 0.5], [1, np.nan]], [[0, 127], [255, 0]]),
+        ([[0, 2], [4, np.inf]], [[0, 127], [255, 255]]),
+        ([[-3, -1], [-np.inf, -2]], [[0, 0], [0, 0]]),
+        (np.asarray([[0, 100], [200, 50]], np.int32), [[0, 100], [200, 50]]),
+        (np.asarray([[0, 32896], [65535, 257]], np.int32), [[0, 128], [255, 1]]),
+        (np.asarray([[0, 1 << 30], [1 << 29, -5]], np.int32), [[0, 255], [127, 0]]),
+    ],
+)
+def test_floats_and_long_integers_are_scaled_whatever_lies_among_them(values, wanted):
+    dtype = values.dtype if isinstance(values, np.ndarray) else np.float32
+    image = Image.fromarray(np.asarray(values, dtype))
+    pixels, size = decode_bytes(encoded(image, "TIFF"), "x")
+    assert size == (2, 2)
+    assert pixels.tolist() == [[[value] * 3 for value in row] for row in wanted]
+
+
+def test_half_transparent_pixels_are_mixed_with_white():
+    half = Image.new("RGBA", (4, 4), (200, 0, 100, 128))
+    for kind in ("PNG", "WEBP", "TIFF"):
+        options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+        pixels = decode_bytes(encoded(half, kind, **options), "x")[0]
+        assert np.abs(pixels.astype(int) - (227, 127, 177)).max() <= 1
+
+
+def test_a_known_format_of_an_unreadable_kind_is_not_called_unknown():
+    for data in (b"\x89PNG\r\n\x1a\n" + b"?" * 50, b"II*\0" + b"\xff" * 50, b"GIF89a" + b"\0" * 3):
+        with pytest.raises(ImageError, match="broken header") as caught:
+            decode_bytes(data, "x")
+        assert not isinstance(caught.value, ImageFormatError)
 
 
 def test_shrunk_decoding_keeps_enough_and_tells_the_full_size():
