@@ -27,7 +27,7 @@ def draw_answer(
 
     Args:
         image: RGB uint8 (H, W, 3).
-        answer: by head: `probabilities` (C,); `boxes` (K, 4), `scores` (K,), `classes` (K,); `mask` (H, W); or `image`
+        answer: by head: `probabilities` (C,) and, where it is known which of them count, their indices `labels`; `boxes` (K, 4), `scores` (K,), `classes` (K,); `mask` (H, W); or `image`
             (3, H, W), pixels that are drawn in the picture's place.
         spaces: by head.
         threshold: boxes below this score are left out.
@@ -36,16 +36,16 @@ def draw_answer(
         if "image" in columns:
             image = np.ascontiguousarray(np.asarray(columns["image"]).astype(np.uint8).transpose(1, 2, 0))
     zoom = max(1, min(-(-256 // min(image.shape[:2])), LONGEST // max(image.shape[:2])))
-    canvas = np.repeat(np.repeat(image, zoom, 0), zoom, 1)
-    texts = []
+    canvas = _enlarged(image, zoom)
+    texts: list[str] = []
     for name, columns in answer.items():
         space = spaces[name]
         if "mask" in columns:
             mask = np.asarray(columns["mask"]).astype(np.uint8)
-            canvas = draw_mask(canvas, np.repeat(np.repeat(mask, zoom, 0), zoom, 1), space)
+            canvas = draw_mask(canvas, _enlarged(mask, zoom), space)
         elif "probabilities" in columns:
             values = np.asarray(columns["probabilities"])
-            texts.append(f"{space.names[int(values.argmax())]} {values.max():.2f}")
+            texts += [f"{space.names[index]} {values[index]:.2f}" for index in _labels(columns, values, space)]
     for name, columns in answer.items():
         if "boxes" in columns:
             keep = np.asarray(columns["scores"]) >= threshold
@@ -53,15 +53,29 @@ def draw_answer(
             canvas = draw_boxes(
                 canvas, boxes, np.asarray(columns["classes"])[keep], spaces[name], np.asarray(columns["scores"])[keep]
             )
-    return write_text(canvas, ", ".join(texts), (4, 14)) if texts else canvas
+    return _write_labels(canvas, texts) if texts else canvas
+
+
+def _enlarged(plane: Pixels, zoom: int) -> Pixels:
+    return plane if zoom == 1 else np.repeat(np.repeat(plane, zoom, 0), zoom, 1)
+
+
+def _labels(columns: Mapping[str, Any], values: NDArray[Any], space: LabelSpace) -> list[int]:
+    if "labels" in columns:
+        return [int(index) for index in columns["labels"]]
+    return np.flatnonzero(values >= 0.5).tolist() if space.kind == "multilabel" else [int(values.argmax())]
 
 
 def draw_mask(image: Pixels, mask: Pixels, space: LabelSpace, strength: float = 0.4) -> Pixels:
     """The image (H, W, 3) tinted by class; class 0 and ignored pixels stay as they are."""
-    table = np.zeros((256, 3), np.float32)
-    table[: len(space.names)] = space.colours
-    painted = ((mask > 0) & (mask != IGNORE_INDEX))[..., None]
-    return np.where(painted, image * (1 - strength) + table[mask] * strength, image).astype(np.uint8)
+    table = np.zeros((1, 256, 3), np.uint8)
+    table[0, : len(space.names)] = space.colours
+    painted = np.ones(256, np.uint8)
+    painted[[0, IGNORE_INDEX]] = 0
+    tinted = cv2.LUT(cv2.merge([mask] * 3), table)
+    cv2.addWeighted(image, 1 - strength, tinted, strength, 0, tinted)
+    drawn: Any = cv2.copyTo(tinted, cv2.LUT(mask, painted), image.copy())
+    return np.asarray(drawn, np.uint8)
 
 
 def draw_boxes(
@@ -69,13 +83,41 @@ def draw_boxes(
 ) -> Pixels:
     """The image with xyxy boxes (N, 4) in its pixels, each with its class name and score."""
     out = np.ascontiguousarray(image.copy())
+    scale = _scale(out)
     for i, (box, kind) in enumerate(zip(boxes, classes, strict=True)):
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         colour = space.colours[int(kind)]
-        cv2.rectangle(out, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
-        text = space.names[int(kind)] + ("" if scores is None else f" {float(scores[i]):.2f}")
-        out = write_text(out, text, (x1, max(10, y1 - 3)), colour)
+        cv2.rectangle(out, (x1, y1), (x2, y2), colour, round(scale), cv2.LINE_AA)
+        _tag(out, space.names[int(kind)] + ("" if scores is None else f" {float(scores[i]):.2f}"), (x1, y1), colour)
     return out
+
+
+def _write_labels(image: Pixels, texts: list[str]) -> Pixels:
+    """The image's own labels, one line each, in its lower left corner, where they hide no box's tag."""
+    out, bottom = np.ascontiguousarray(image.copy()), image.shape[0]
+    for text in reversed(texts):
+        bottom = _tag(out, text, (0, bottom), (0, 0, 0))
+    return out
+
+
+def _scale(image: Pixels) -> float:
+    """How much larger lines and letters are drawn, that they are seen when a large picture is shown small."""
+    return max(1.0, float(max(image.shape[:2])) / 700)
+
+
+def _tag(image: Pixels, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> int:
+    """Text on a ground of its colour, from (x, lower edge) at or the nearest place inside; its upper edge."""
+    plain, scale = text.encode("ascii", "replace").decode(), _scale(image)
+    thick, pad = max(1, round(0.8 * scale)), round(2 * scale)
+    (width, height), below = cv2.getTextSize(plain, _FONT, 0.38 * scale, thick)
+    x = max(0, min(at[0], image.shape[1] - width - 2 * pad))
+    bottom = max(height + below + pad, min(at[1], image.shape[0]))
+    top: int = bottom - height - below - pad
+    cv2.rectangle(image, (x, top), (x + width + 2 * pad, bottom), colour, cv2.FILLED)
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    cv2.putText(image, plain, (x + pad, bottom - below), _FONT, 0.38 * scale, ink, thick, cv2.LINE_AA)
+    return top
 
 
 def write_text(image: Pixels, text: str, at: tuple[int, int], colour: tuple[int, int, int] = (255, 255, 255)) -> Pixels:

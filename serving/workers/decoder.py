@@ -116,7 +116,7 @@ def draw(data: bytes, head: wire.Head, settings: dict[str, Any]) -> bytes:
     pixels, _ = decode_bytes(data, head["name"], None, settings["max_pixels"], SERVED)
     spaces = {name: LabelSpace.from_dict(space) for name, space in settings["spaces"].items()}
     picture = draw_answer(pixels, {name: _columns(found) for name, found in head["heads"].items()}, spaces, 0.0)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 90] if head["format"] == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90] if head["format"] == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
     done, encoded = cv2.imencode(head["format"], picture[..., ::-1], options)
     if not done:
         raise ImageError(f"{head['name']}: cannot be drawn at {picture.shape[1]} x {picture.shape[0]}")
@@ -135,7 +135,11 @@ def _columns(found: dict[str, Any]) -> dict[str, Any]:
     if found["kind"] == "mask":
         coded = np.frombuffer(base64.b64decode(found["png"]), np.uint8)
         return {"mask": cv2.imdecode(coded, cv2.IMREAD_UNCHANGED)}
-    return {"probabilities": np.asarray([row["probability"] for row in found["probabilities"]], np.float32)}
+    rows = found["probabilities"]
+    return {
+        "probabilities": np.asarray([row["probability"] for row in rows], np.float32),
+        "labels": [index for index, row in enumerate(rows) if row["class"] in found["labels"]],
+    }
 
 
 def error_code(error: BaseException) -> str:

@@ -35,7 +35,7 @@ class Writer:
 def drawable(found: HeadAnswer, threshold: float, shrink: int, size: tuple[int, int]) -> dict[str, Any]:
     """A head's answer as `draw_answer` takes it, boxes from the threshold on, for a picture shrunk to (width, height)."""
     if isinstance(found, LabelAnswer):
-        return {"probabilities": found.probabilities}
+        return {"probabilities": found.probabilities, "labels": found.chosen}
     if isinstance(found, BoxAnswer):
         keep = found.scores >= threshold
         return {"boxes": found.boxes[keep] / shrink, "scores": found.scores[keep], "classes": found.classes[keep]}
