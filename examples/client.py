@@ -42,7 +42,7 @@ class ServiceError(Exception):
     """The whole request was refused: `status`, and the problem document."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
-        super().__init__(f"{problem.get('title')}: {problem.get('detail')} {problem.get('remedy')}")
+        super().__init__(f"{problem.get('title')}: {problem.get('detail')}. {problem.get('remedy')}")
         self.status, self.problem = status, problem
 
 

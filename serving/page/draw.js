@@ -30,22 +30,33 @@ function paintMask(context, mask, width, height, colours, shown, strength) {
   context.drawImage(layer, 0, 0);
 }
 
-function paintBoxes(context, boxes, colours, scale) {
-  const size = Math.max(11, 13 * scale);
-  context.lineWidth = Math.max(1, 2 * scale);
+// Text on a ground of its colour, from (x, lower edge) or the nearest place inside; its upper edge.
+function paintTag(context, text, x, bottom, colour, scale, width) {
+  const size = 13 * scale, height = size + 4 * scale;
   context.font = `${size}px system-ui, sans-serif`;
   context.textBaseline = "top";
+  const wide = context.measureText(text).width + 6 * scale;
+  const left = Math.max(0, Math.min(x, width - wide));
+  const top = Math.max(0, bottom - height);
+  context.fillStyle = rgb(colour, 0.9);
+  context.fillRect(left, top, wide, height);
+  context.fillStyle = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110 ? "#000" : "#fff";
+  context.fillText(text, left + 3 * scale, top + 2 * scale);
+  return top;
+}
+
+function paintBoxes(context, boxes, colours, scale, width) {
+  context.lineWidth = 2 * scale;
   for (const found of boxes) {
     const [x1, y1, x2, y2] = found.box;
     const colour = colours[found.class_id];
     context.strokeStyle = rgb(colour);
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    const text = `${found.class} ${found.score.toFixed(2)}`;
-    const width = context.measureText(text).width + 6 * scale;
-    const top = Math.max(0, y1 - size - 4 * scale);
-    context.fillStyle = rgb(colour, 0.9);
-    context.fillRect(x1, top, width, size + 4 * scale);
-    context.fillStyle = "#000";
-    context.fillText(text, x1 + 3 * scale, top + 2 * scale);
+    paintTag(context, `${found.class} ${found.score.toFixed(2)}`, x1, y1, colour, scale, width);
   }
+}
+
+// The image's own labels, one line each, in its lower left corner, where they hide no box's tag.
+function paintLabels(context, lines, scale, width, height) {
+  lines.reduceRight((bottom, line) => paintTag(context, line, 0, bottom, [0, 0, 0], scale, width), height);
 }

@@ -2,7 +2,8 @@
 // The page: takes pictures, asks /predict, shows the answers. Everything is on this server; nothing else is called.
 
 const byId = (id) => document.getElementById(id);
-const state = { model: null, pictures: [], at: -1, off: new Map(), key: "" };
+// `model` answers now; `listed` is the one whose heads stand on the page: that of the picture shown, swaps or not.
+const state = { model: null, listed: null, pictures: [], at: -1, off: new Map(), key: "" };
 
 // Asked for from this score on, so that the slider works without asking again.
 const LEAST_SCORE = 0.01;
@@ -19,7 +20,7 @@ function complain(text) {
 async function problemOf(response) {
   try {
     const found = await response.json();
-    return `${found.title}: ${found.detail} ${found.remedy}`;
+    return `${found.title}: ${found.detail}. ${found.remedy}`;
   } catch {
     return `The service answered ${response.status}.`;
   }
@@ -34,10 +35,10 @@ async function loadModel() {
   }
   state.model = await response.json();
   byId("model").textContent = `${state.model.name}, version ${state.model.version}, on ${state.model.engine.spec}`;
-  const thresholds = Object.values(state.model.heads).filter((head) => head.kind === "boxes").map((head) => head.threshold);
-  byId("threshold").value = thresholds.length ? thresholds[0] : 0.5;
-  state.off = new Map(Object.keys(state.model.heads).map((name) => [name, { head: false, classes: new Set() }]));
-  listHeads();
+  if (!state.listed) {
+    byId("threshold").value = Object.values(state.model.heads).find((head) => head.kind === "boxes")?.threshold ?? 0.5;
+  }
+  listHeads(state.model);
   show();
 }
 
@@ -50,9 +51,11 @@ function checkbox(id, text, checked, change) {
   return label;
 }
 
-function listHeads() {
+function listHeads(model) {
+  state.listed = model;
+  state.off = new Map(Object.keys(model.heads).map((name) => [name, { head: false, classes: new Set() }]));
   byId("heads").replaceChildren(
-    ...Object.entries(state.model.heads).map(([name, head]) => {
+    ...Object.entries(model.heads).map(([name, head]) => {
       const off = state.off.get(name);
       const group = document.createElement("fieldset");
       const legend = document.createElement("legend");
@@ -88,6 +91,11 @@ async function ask(picture) {
   if (response.status === 401) byId("keyform").hidden = false;
   if (!response.ok) throw new Error(await problemOf(response));
   const answer = await response.json();
+  if (answer.model.version !== state.model?.version) await loadModel();
+  picture.model = state.model;
+  if (Object.keys(answer.images[0].heads).some((name) => !picture.model?.heads[name])) {
+    throw new Error("Another version is taking over: try again.");
+  }
   picture.answer = answer.images[0];
   picture.timing = { ...picture.answer.milliseconds, service: answer.milliseconds, "round trip": performance.now() - begun };
   const { width, height } = picture.answer.size;
@@ -106,7 +114,7 @@ async function take(files) {
     try {
       await ask(picture);
     } catch (error) {
-      complain(`${file.name}: ${error.message}`);
+      complain(`${byId("error").textContent}\n${file.name}: ${error.message}`.trim());
       byId("summary").textContent = "";
       show();
       continue;
@@ -120,7 +128,7 @@ async function take(files) {
 function shownClasses(name) {
   const off = state.off.get(name);
   if (!off || off.head) return new Set();
-  return new Set(state.model.heads[name].classes.map((_, index) => index).filter((index) => !off.classes.has(index)));
+  return new Set(state.listed.heads[name].classes.map((_, index) => index).filter((index) => !off.classes.has(index)));
 }
 
 function showLabels(name, head, threshold, told) {
@@ -141,33 +149,42 @@ function show() {
   const threshold = Number(byId("threshold").value);
   byId("shown").textContent = threshold.toFixed(2);
   const picture = state.pictures[state.at];
+  if (picture && picture.model !== state.listed) listHeads(picture.model);
   showCurl(picture, threshold);
-  if (!picture || !state.model) return;
+  if (!picture) return;
+  const { heads: spaces } = state.listed;
   const { width, height } = picture.answer.size;
   const canvas = byId("canvas");
   canvas.hidden = false;
-  Object.assign(canvas, { width, height });
+  // Tiny pictures are shown enlarged, pixel by pixel; of large ones, lines and letters are drawn larger.
+  const zoom = Math.ceil(200 / Math.max(width, height));
+  Object.assign(canvas, { width: width * zoom, height: height * zoom });
   const context = canvas.getContext("2d");
+  context.scale(zoom, zoom);
+  context.imageSmoothingEnabled = false;
   if (picture.bitmap) context.drawImage(picture.bitmap, 0, 0, width, height);
   else context.fillRect(0, 0, width, height);
   const told = [];
-  const scale = Math.max(1, Math.max(width, height) / 700);
+  const scale = Math.max(1, Math.max(width, height) / 700) / zoom;
   const heads = Object.entries(picture.answer.heads);
   for (const [name, head] of heads.filter(([, one]) => one.kind === "mask")) {
     const shown = shownClasses(name);
-    paintMask(context, picture.masks[name], width, height, state.model.heads[name].colours, shown, Number(byId("strength").value));
+    paintMask(context, picture.masks[name], width, height, spaces[name].colours, shown, Number(byId("strength").value));
     showShares(name, picture.masks[name], shown, told);
   }
   for (const [name, head] of heads.filter(([, one]) => one.kind === "boxes")) {
     const shown = shownClasses(name);
     const boxes = head.boxes.filter((found) => found.score >= threshold && shown.has(found.class_id));
-    paintBoxes(context, boxes, state.model.heads[name].colours, scale);
+    paintBoxes(context, boxes, spaces[name].colours, scale, width);
     if (shown.size) told.push(`${name}: ${boxes.length} ${boxes.length === 1 ? "box" : "boxes"}`);
-    state.model.heads[name].classes.forEach((_, index) => {
+    spaces[name].classes.forEach((_, index) => {
       byId(`value-${name}-${index}`).textContent = boxes.filter((found) => found.class_id === index).length;
     });
   }
-  for (const [name, head] of heads) if (head.probabilities) showLabels(name, head, threshold, told);
+  const labels = [];
+  for (const [name, head] of heads) if (head.probabilities) showLabels(name, head, threshold, labels);
+  paintLabels(context, labels, scale, width, height);
+  told.push(...labels);
   const summary = [...told, ...picture.answer.notes].join("; ");
   byId("summary").textContent = summary;
   canvas.setAttribute("aria-label", `${picture.name}: ${summary}`);
@@ -183,7 +200,7 @@ function showShares(name, mask, shown, told) {
   const counts = new Array(256).fill(0);
   for (const kind of mask) counts[kind]++;
   const parts = [];
-  state.model.heads[name].classes.forEach((kind, index) => {
+  state.listed.heads[name].classes.forEach((kind, index) => {
     const place = byId(`value-${name}-${index}`);
     const share = `${((100 * counts[index]) / mask.length).toFixed(1)} %`;
     if (place) place.textContent = share;

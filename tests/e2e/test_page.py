@@ -99,8 +99,11 @@ def test_a_picked_picture_is_answered_drawn_and_can_be_explored(service, browser
         visit.summary("things: 2 boxes")
         page.uncheck("#class-things-1")
         visit.summary("things: 1 box")
+        # The label stands in the picture's corner, while it is switched on.
+        assert visit.pixel(1, 198) != list(BLUE)
         page.uncheck("#head-colour")
         assert "colour" not in page.text_content("#summary")
+        assert visit.pixel(1, 198) == list(BLUE)
         curl = page.text_content("#curl")
         assert "--data-binary '@blue.png'" in curl
         assert "heads=things,ground" in curl
@@ -156,6 +159,28 @@ def test_on_a_phone_in_the_dark_nothing_sticks_out(service, browser):
         assert sum(map(int, ground[4:-1].split(","))) < 150 < sum(map(int, ink[4:-1].split(",")))
         SHOTS.mkdir(parents=True, exist_ok=True)
         visit.page.screenshot(path=SHOTS / "page_phone_dark.png", full_page=True)
+
+
+def test_a_version_that_takes_over_meanwhile_shows_its_own_heads(service, browser, tmp_path):
+    former = known_bundle(tmp_path / "former", version="0", heads=("things",))
+    with Running(former, "--drain", "0") as old, Visit(browser, old.url) as visit:
+        groups = visit.page.locator("#heads fieldset")
+        visit.give(("blue.png", picture(200, 200, BLUE)))
+        visit.summary("things: 1 box")
+        assert groups.count() == 1
+        slide(visit.page, "#threshold", 0.2)
+        for path in ("**/model", "**/predict?*"):
+            visit.context.route(
+                path, lambda route: route.continue_(url=route.request.url.replace(old.url, service.url))
+            )
+        visit.give(("red.png", picture(200, 200)))
+        visit.summary("colour: red")
+        assert groups.count() == 3
+        assert visit.page.text_content("#shown") == "0.20"
+        visit.page.click("text=blue.png")
+        assert visit.summary("things: 1 box") == "things: 1 box"
+        assert groups.count() == 1
+        assert visit.faults == []
 
 
 def test_the_page_asks_for_a_key_where_one_is_needed(tmp_path, browser):

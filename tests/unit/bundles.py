@@ -81,9 +81,12 @@ def known_graph(ballast_mb: int = 0) -> onnx.ModelProto:
     return model
 
 
-def known_bundle(target: Path, name: str = "known", ballast_mb: int = 0) -> Path:
-    """Writes the bundle; returns its folder."""
-    manifest = Manifest(name, InputSpec(32, 32, 114), HEADS, opset=20, version="1")
+def known_bundle(
+    target: Path, name: str = "known", ballast_mb: int = 0, version: str = "1", heads: tuple[str, ...] = tuple(HEADS)
+) -> Path:
+    """Writes the bundle with some of its heads; returns its folder."""
+    chosen = {head: HEADS[head] for head in heads}
+    manifest = Manifest(name, InputSpec(32, 32, 114), chosen, opset=20, version=version)
     with writing(target) as part:
         onnx.save(known_graph(ballast_mb), str(part / "model.onnx"))
         files = {"model.onnx": describe_file(part / "model.onnx", "onnx", "fp32")}
