@@ -42,15 +42,27 @@ class Follower:
             if last is None:
                 raise
             log.warning("%s; serving version %s, which served last", error, last)
-            version = last
-        await self._deploy(version)
+            await self._deploy(last)
+            return
+        try:
+            await self._deploy(version)
+        except TrifocalError as error:
+            if not await asyncio.to_thread(registry.forget_damaged, self._ref, version):
+                raise
+            log.warning(
+                "%s version %s was damaged here since it was fetched (%s); fetched anew", self._ref, version, error
+            )
+            await self._deploy(version)
 
     async def run(self) -> None:
         """Looks for a new version for ever."""
         while True:
             # Workers and replicas should not all ask in the same moment.
             await asyncio.sleep(self._service.settings.poll_s * random.uniform(0.9, 1.1))
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                log.exception("a fault while looking for a new version; looking goes on")
 
     async def look(self) -> None:
         """One look: deploys what the alias names now, unless it proved broken lately."""
@@ -69,7 +81,7 @@ class Follower:
             return
         try:
             await self._deploy(version)
-        except TrifocalError as error:
+        except (TrifocalError, OSError) as error:
             self._broken[version] = min(2 * pause, _LONGEST_PAUSE_S), now + pause
             await asyncio.to_thread(registry.forget, self._ref, version)
             self._complain("broken", f"version {version} is broken ({error}); version {self._serves} goes on serving")

@@ -6,6 +6,7 @@ version is fetched or the store is a database: it would take more memory than th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import urllib.request
 from base64 import b64encode
 from pathlib import Path
 
+from pipeline.bundle import read_bundle
 from pipeline.errors import BundleError
 from pipeline.registered import ModelRef
 from pipeline.store import public_uri, store_uri
@@ -49,17 +51,19 @@ def fetch(ref: ModelRef, version: str) -> Path:
     target = cache_folder(ref) / version
     if (target / "bundle.json").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{version}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
         _by_mlflow("fetch", ref.name, version, str(part))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     except OSError as error:
         # Another worker may have been first.
         if not (target / "bundle.json").is_file():
-            raise BundleError(f"{ref} version {version} cannot be kept in {target}: {error.strerror}") from error
+            raise BundleError(
+                f"{ref} version {version} cannot be kept in {target}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"
+            ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
@@ -70,12 +74,26 @@ def forget(ref: ModelRef, version: str) -> None:
     shutil.rmtree(cache_folder(ref) / version, ignore_errors=True)
 
 
+def forget_damaged(ref: ModelRef, version: str) -> bool:
+    """Removes a fetched version whose files are no longer what was exported; whether it did."""
+    folder = cache_folder(ref) / version
+    if not folder.is_dir():
+        return False
+    try:
+        read_bundle(folder).verify()
+    except BundleError:
+        forget(ref, version)
+        return True
+    return False
+
+
 def remember(ref: ModelRef, version: str) -> None:
-    """Keeps which version served, for a start while the store is down."""
+    """Keeps which version served, for a start while the store is down; on a full disk that is not known."""
     file = cache_folder(ref) / f"{ref.alias or 'fixed'}.last"
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(version)
-    part.replace(file)
+    with contextlib.suppress(OSError):
+        part.write_text(version)
+        part.replace(file)
 
 
 def recall(ref: ModelRef) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 from io import BytesIO
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -16,6 +18,7 @@ from serving.follow import Follower
 from serving.observe import Metrics
 from serving.registry import current_version
 from tests.unit.asgi import in_loop
+from tests.unit.bundles import known_bundle
 
 REF = ModelRef("known", "champion")
 
@@ -25,6 +28,7 @@ class Store:
 
     def __init__(self):
         self.version, self.broken, self.fetched, self.forgotten, self.last = "1", set(), [], [], None
+        self.damaged = set()
 
     def current_version(self, ref):
         if self.version is None:
@@ -37,6 +41,13 @@ class Store:
 
     def forget(self, ref, version):
         self.forgotten.append(version)
+
+    def forget_damaged(self, ref, version):
+        was = version in self.damaged
+        if was:
+            self.damaged.remove(version)
+            self.broken.discard(version)
+        return was
 
     def remember(self, ref, version):
         self.last = version
@@ -58,7 +69,7 @@ class Service:
 @pytest.fixture
 def world(monkeypatch):
     store = Store()
-    for name in ("current_version", "fetch", "forget", "remember", "recall"):
+    for name in ("current_version", "fetch", "forget", "forget_damaged", "remember", "recall"):
         monkeypatch.setattr(registry, name, getattr(store, name))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store")
     service = Service(store)
@@ -135,6 +146,67 @@ def test_a_start_while_the_store_is_down_takes_what_served_last(world):
 
     test()
     assert service.deployed == ["7"]
+
+
+def test_a_copy_that_was_damaged_since_it_was_fetched_is_fetched_anew(world):
+    store, service, follower = world
+    store.broken, store.damaged = {"1"}, {"1"}
+
+    @in_loop
+    async def test():
+        await follower.start()
+        store.version, store.broken = "2", {"2"}  # broken, but as it was exported
+        with pytest.raises(EngineError):
+            await Follower(service, REF).start()
+
+    test()
+    assert service.deployed == ["1"]
+    assert store.fetched == ["1", "1", "2"]
+
+
+def test_a_fault_of_ours_or_the_system_does_not_end_the_following(world, caplog):
+    store, service, follower = world
+    store.version = "1"
+
+    @in_loop
+    async def test():
+        await follower.start()
+        following = asyncio.ensure_future(follower.run())
+        for fault in (KeyError("a slip"), OSError(28, "No space left on device")):
+            deploy, service.deploy = service.deploy, AsyncMock(side_effect=fault)
+            store.version = str(int(store.version) + 1)
+            while not service.deploy.called:
+                await asyncio.sleep(0)
+            service.deploy = deploy
+        store.version = "9"
+        while "9" not in service.deployed:
+            assert not following.done()
+            await asyncio.sleep(0.01)
+        following.cancel()
+
+    test()
+    assert "a slip" in caplog.text
+    assert swaps(service, "broken") == 1
+
+
+def test_files_of_a_fetched_version_are_compared_with_its_checksums(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = registry.cache_folder(REF) / "1"
+    assert not registry.forget_damaged(REF, "1")
+    known_bundle(folder)
+    assert not registry.forget_damaged(REF, "1")
+    (folder / "model.onnx").write_bytes(b"x" * (folder / "model.onnx").stat().st_size)
+    assert registry.forget_damaged(REF, "1")
+    assert not folder.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BundleError, match="XDG_CACHE_HOME"):
+        registry.fetch(REF, "1")
+    registry.remember(REF, "1")
+    assert registry.recall(REF) is None
 
 
 def test_an_idle_database_in_a_file_is_not_opened_again(world, monkeypatch, tmp_path):
