@@ -289,6 +289,7 @@ class Deployment:
         size = settings.batch()
         plain = {
             "bundle": str(self.bundle.path),
+            "version": self.manifest.version,
             "engine": spec,
             "threads": settings.engine_threads(),
             "shared": str(self._scratch.path) if self._scratch else None,

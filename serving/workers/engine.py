@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import Bundle, read_bundle
-from pipeline.errors import TrifocalError
+from pipeline.errors import BundleError, TrifocalError
 from pipeline.imaging.geometry import Letterbox
 from serving.answers import Options, answer_of
 from serving.engines.base import Engine, Outputs, grey
@@ -33,7 +33,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
 
     Args:
         pipe: to the service.
-        settings: `bundle` folder, `engine`, `threads`, `buckets` of batch sizes, `shared`: a folder or None.
+        settings: `bundle` folder and its `version`, `engine`, `threads`, `buckets` of batch sizes, `shared`: a folder or None.
     """
     own, descriptor = enter(pipe, "engine")
     keep_freed()
@@ -57,6 +57,8 @@ class EngineWorker:
 
     def __init__(self, settings: dict[str, Any], memory: mmap.mmap) -> None:
         bundle = read_bundle(Path(settings["bundle"]))
+        if bundle.manifest.version != settings["version"]:
+            raise BundleError(f"bundle {bundle.path} was replaced while it was served; start the service again")
         choice, self._engine = _open(bundle, settings)
         failures = selftest(bundle, self._engine)
         if failures:

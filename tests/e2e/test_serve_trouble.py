@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.services import ROOT, Running, picture
+from tests.unit.bundles import known_bundle
 
 NASTY = Path(os.environ.get("TRIFOCAL_NASTY", ROOT.parent / "shared" / "data" / "nasty"))
 
@@ -81,6 +82,17 @@ def test_a_killed_process_costs_nobody_an_answer_and_comes_back(service):
     assert wrong == []
     assert service.metric('trifocal_lost_processes_total{kind="engine"}') == 1
     assert service.metric('trifocal_lost_processes_total{kind="decoder"}') == 1
+
+
+def test_a_bundle_replaced_in_place_is_not_mixed_with_the_one_that_serves(tmp_path):
+    served = known_bundle(tmp_path / "known")
+    with Running(served, "--streams", "2", "--drain", "0") as running:
+        known_bundle(served, "known", version="2")
+        running.family("engine")[0].kill()
+        running.wait_for("was replaced while it was served; start the service again")
+        answer = running.client.post("/predict", content=picture())
+        assert answer.status_code == 200
+        assert answer.json()["model"]["version"] == "1"
 
 
 def test_a_head_that_never_ends_is_closed(service):
