@@ -50,7 +50,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Starlette's own refusals, told as ours."""
     status = getattr(error, "status_code", 500)
     kind = {404: "not-found", 405: "method-not-allowed"}.get(status, "bad-request")
-    return problem_response(Problem(kind, f"{request.method} {request.url.path[:200]}"), request.scope["state"])
+    response = problem_response(Problem(kind, f"{request.method} {request.url.path[:200]}"), request.scope["state"])
+    response.headers.update(getattr(error, "headers", None) or {})  # which methods a path takes instead
+    return response
 
 
 async def _fault(request: Request, error: Exception) -> Response:  # noqa: ARG001  # the envelope logs it

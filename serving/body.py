@@ -30,6 +30,12 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
+def require_plain(request: Request) -> None:
+    """Raises Problem for a compressed body: of a picture nothing would be saved, and a small one could grow large."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Problem("bad-request", "compressed requests are not read; send the body as it is")
+
+
 async def read_body(request: Request, limit: int, timeout_s: float, ticket: Ticket) -> bytes:
     """The whole body, counted on the ticket as it comes.
 

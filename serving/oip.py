@@ -163,7 +163,7 @@ def _pixels(tensor: dict[str, Any], binary: bytes, size: tuple[int, int], most: 
         raise _bad(
             f"input {tensor['name']}: shape must be [pictures, {size[0]}, {size[1]}, 3], not {str([count, *sides])[:80]}"
         )
-    _require_count(count, most)
+    _require_count(tensor, count, most)
     data = _binary(tensor, binary)
     if data is None:
         try:
@@ -178,7 +178,7 @@ def _pixels(tensor: dict[str, Any], binary: bytes, size: tuple[int, int], most: 
 
 def _encoded(tensor: dict[str, Any], binary: bytes, most: int) -> tuple[bytes, ...]:
     (count,) = _tensor(tensor, "BYTES", 1)
-    _require_count(count, most)
+    _require_count(tensor, count, most)
     data = _binary(tensor, binary)
     if data is None:
         try:
@@ -192,9 +192,9 @@ def _encoded(tensor: dict[str, Any], binary: bytes, most: int) -> tuple[bytes, .
     return tuple(found)
 
 
-def _require_count(count: int, most: int) -> None:
+def _require_count(tensor: dict[str, Any], count: int, most: int) -> None:
     if count > most:
-        raise Problem("too-many-images", f"{count} pictures; at most {most} in one request")
+        raise _bad(f"input {tensor['name']}: {str(count)[:40]} pictures; at most {most} in one request")
 
 
 def _flat(data: Any, most: int) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from serving.schemas import BINARY, DEADLINE, problems
 
 _STRING = {"type": "string"}
-_NAME = {"name": "name", "in": "path", "required": True, "description": "of the model, as /v2/models or /model tell"}
+_NAME = {"name": "name", "in": "path", "required": True, "description": "of the model, as /model tells"}
 _VERSION = {"name": "version", "in": "path", "required": True, "description": "that answers now; any other is a 404"}
 
 ONE_MODEL: dict[str, Any] = {"parameters": [{**_NAME, "schema": _STRING}]}

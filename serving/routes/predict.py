@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from pipeline.errors import nearest
-from serving.body import Form, Upload, parse_form, read_body
+from serving.body import Form, Upload, parse_form, read_body, require_plain
 from serving.deployment import Deployment, ImageAnswer, PredictOptions
 from serving.headers import whole_number
 from serving.problems import Problem
@@ -36,6 +37,7 @@ async def predict(request: Request) -> Response:
     deadline_s = deadline_of(request, service.settings.deadline_s)
     with service.using() as model, model.admission.ticket(deadline_s) as ticket:
         settings = service.settings
+        require_plain(request)
         with service.traces.stage("read"):
             body = await read_body(request, settings.max_body, settings.body_timeout_s, ticket)
         form = parse_form(body, request.headers.get("content-type", ""), settings.max_images)
@@ -110,10 +112,21 @@ def _threshold(text: str | None) -> float | None:
     return value
 
 
+def _liked(accept: str) -> list[str]:
+    """An Accept header's media types, the best liked first; those with a quality of 0 are refused ones."""
+    found = []
+    for part in accept.lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        told = next((word[2:] for word in parameters if word.startswith("q=")), "1")
+        quality = float(told) if re.fullmatch(r"[01](\.\d{0,3})?", told) else 1.0
+        if quality > 0:
+            found.append((quality, kind))
+    return [kind for _, kind in sorted(found, key=lambda one: -one[0])]
+
+
 def _picture(accept: str) -> str | None:
-    """The first media type of an Accept header that this route answers with; None for JSON."""
-    for part in accept.split(","):
-        kind = part.split(";")[0].strip().lower()
+    """The media type that an Accept header likes best of those that this route answers with; None for JSON."""
+    for kind in _liked(accept):
         if kind in {"*/*", "application/*", "application/json", ""}:
             return None
         if kind in PICTURES:

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from serving.body import read_body
+from serving.body import read_body, require_plain
 from serving.deployment import Deployment, TensorAnswer
 from serving.oip import ANSWERS, DATATYPES, ENCODED, Inference, Output, Tensor, parse_inference, write_response
 from serving.problems import Problem
@@ -98,8 +98,7 @@ async def infer(request: Request) -> Response:
     begun = time.perf_counter()
     deadline_s = deadline_of(request, service.settings.deadline_s)
     _model(request)
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Problem("bad-request", "compressed requests are not read; send the body as it is")
+    require_plain(request)
     with service.using() as model, model.admission.ticket(deadline_s) as ticket:
         with service.traces.stage("read"):
             body = await read_body(request, service.settings.max_body, service.settings.body_timeout_s, ticket)

@@ -111,7 +111,39 @@ def test_the_answer_comes_as_an_annotated_picture(service, kind, form):
     assert np.abs(np.asarray(drawn.convert("RGB")).astype(int) - BLUE).max() > 100
     two = [("images", ("a.png", data)), ("images", ("b.png", data))]
     assert service.client.post("/predict", files=two, headers={"Accept": kind}).status_code == 406
-    assert service.client.post("/predict", content=data, headers={"Accept": "text/html"}).status_code == 406
+    for accept in ("text/html", "image/webp, application/json;q=0"):
+        assert service.client.post("/predict", content=data, headers={"Accept": accept}).status_code == 406
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("image/png;q=0, application/json", "application/json"),
+        ("application/json;q=0.2, image/png", "image/png"),
+        ("image/png;q=0.1, image/jpeg;q=0.9", "image/jpeg"),
+        ("text/html, image/*;q=0.8, */*;q=0.5", "image/jpeg"),
+        ("text/html, */*;q=0.1", "application/json"),
+        ("IMAGE/PNG;q=oops", "image/png"),
+    ],
+)
+def test_the_form_that_accept_likes_best_is_given(service, accept, kind):
+    answer = service.client.post("/predict", content=picture(), headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == kind
+
+
+def test_a_photograph_of_12_megapixels_is_annotated_in_time(service):
+    photo = picture(3000, 4000, BLUE, ".jpg")
+    for kind in ("image/jpeg", "image/png"):
+        answer = service.client.post("/predict", content=photo, headers={"Accept": kind})
+        assert answer.status_code == 200, answer.text
+        assert Image.open(io.BytesIO(answer.content)).size == (4000, 3000)
+
+
+def test_a_compressed_body_is_told(service):
+    answer = service.client.post("/predict", content=picture(), headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 400
+    assert "compressed" in answer.json()["detail"]
 
 
 def test_probes_model_and_metrics(service):
@@ -124,7 +156,9 @@ def test_probes_model_and_metrics(service):
     service.client.post("/predict", files=[("images", ("a.png", picture()))] * 3)
     assert service.metric('trifocal_images_total{outcome="answered"}') == before + 3
     assert service.client.get("/nowhere").status_code == 404
-    assert service.client.get("/predict").json()["status"] == 405
+    other = service.client.get("/predict")
+    assert other.json()["status"] == 405
+    assert other.headers["allow"] == "POST"
 
 
 def test_sigterm_ends_it_with_0_and_nothing_stays(bundle):
