@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone
-from pipeline.backbones.traits import Demand
+from pipeline.backbones.traits import Demand, SizeError
 from pipeline.errors import ConfigError, NonFiniteLossError, nearest
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
@@ -129,6 +129,8 @@ def build_head(
     extra = {key: value for key, value in (("backbone", backbone), ("size", size)) if key in arguments}
     try:
         return factory(space=space, channels=backbone.channels, **extra, **_typed(name, factory, options))
+    except SizeError as error:
+        raise SizeError(f"head {name!r} ({kind}): {error.told}", error.nearest) from error
     except ConfigError as error:
         raise ConfigError(f"head {name!r} ({kind}): {error}") from error
 

@@ -18,7 +18,7 @@ from pipeline.records import Batch, ImageTarget, Target
 from tasks.crops import ten_crop_labels
 from tasks.head import HeadMetrics, Losses, labelled, require_finite
 from tasks.init import Init
-from tasks.network import build_network, select_heads
+from tasks.network import build_network, require_rgb, select_heads
 from tasks.optim import (
     align_schedules,
     build_optimizer,
@@ -112,6 +112,7 @@ class VisionModule(L.LightningModule):
         self.spaces = {name: LabelSpace.from_dict(plain) for name, plain in (spaces or {}).items()}
         chosen = select_heads(heads, self.spaces, self.kinds)
         check_numbers(self.settings)
+        require_rgb(in_channels)
         self.network = build_network(
             backbone,
             in_channels,
@@ -148,8 +149,6 @@ class VisionModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot work together."""
-        if stage == "fit":
-            self.network.require_rgb()
         if stage == "fit" and self.balancer.aggregates and self.trainer.world_size > 1:
             raise ConfigError("balancing by gradients runs in one process; take 'uncertainty' or 'dwa', or devices: 1")
 

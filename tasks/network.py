@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, build_backbone
+from pipeline.backbones.traits import SizeError, follow_sizes
 from pipeline.errors import ConfigError, nearest
 from pipeline.labels import LabelSpace
 from pipeline.records import ImageTarget
@@ -69,11 +70,6 @@ class VisionNetwork(nn.Module):
                 images, targets[name] = found
         return images, targets
 
-    def require_rgb(self) -> None:
-        """Raises ConfigError for a network that the data's RGB images do not fit."""
-        if self.in_channels not in {1, 3}:
-            raise ConfigError(f"model.in_channels is {self.in_channels}, but the data gives RGB: take 3, or 1 for grey")
-
     def named_heads(self) -> dict[str, Head]:
         """The heads by name, typed."""
         return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
@@ -83,6 +79,12 @@ def grey(images: Tensor) -> Tensor:
     """Luma float32 (B, 1, H, W) of RGB (B, 3, H, W), by the weights of ITU-R BT.601."""
     rgb = images.float()
     return 0.299 * rgb[:, 0:1] + 0.587 * rgb[:, 1:2] + 0.114 * rgb[:, 2:3]
+
+
+def require_rgb(channels: int) -> None:
+    """Raises ConfigError for a number of image channels that the data's RGB pictures do not fit."""
+    if channels not in {1, 3}:
+        raise ConfigError(f"model.in_channels is {channels}, but the data gives RGB: take 3, or 1 for grey")
 
 
 def build_network(
@@ -107,26 +109,46 @@ def build_network(
         ConfigError: unknown names or options, values of the wrong type, or a size that does not fit.
         CheckpointError: weights that are not there or do not fit.
     """
-    with weights_at_hand(weights) as local:
-        body = build_backbone(backbone, in_channels, local, weights_stages, backbone_options, size)
-    if weights is None:
-        initialise(body, init)
-    built = {n: build_head(n, o, spaces.get(n, IMAGE_SPACE), body, size) for n, o in heads.items()}
+
+    def build(size: tuple[int, int] | None, local: str | None, stages: int | None) -> VisionNetwork:
+        body = build_backbone(backbone, in_channels, local, stages, backbone_options, size)
+        if weights is None:
+            initialise(body, init)
+        built = {n: build_head(n, o, spaces.get(n, IMAGE_SPACE), body, size) for n, o in heads.items()}
+        return VisionNetwork(body, built, in_channels, size)
+
+    def attempt(size: tuple[int, int]) -> None:
+        with torch.device("meta"):  # no memory, no numbers
+            build(size, None, None)
+
+    try:
+        with weights_at_hand(weights) as local:
+            network = build(size, local, weights_stages)
+    except SizeError as error:
+        raise follow_sizes(error, attempt) from error
     if train_size is not None and train_size != size:
-        require_train_size(body, built, train_size)
-    return VisionNetwork(body, built, in_channels, size)
+        require_input(network, train_size, "data.train_size")
+    return network
 
 
-def require_train_size(backbone: Backbone, heads: dict[str, Head], size: tuple[int, int]) -> None:
-    """Refuses training views of (height, width) that the backbone or a head cannot take; raises ConfigError."""
-    setting = "data.train_size"
-    backbone.require_size(size, setting)
-    for name, head in heads.items():
-        try:
-            if head.demand is not None:
-                head.demand.check(size, setting)
-        except ConfigError as error:
-            raise ConfigError(f"head {name!r}: {error}") from error
+def require_input(network: VisionNetwork, size: tuple[int, int], setting: str) -> None:
+    """Refuses pictures of (height, width), given as `setting`, that the backbone or a head cannot take; raises ConfigError."""
+
+    def check(size: tuple[int, int]) -> None:
+        network.backbone.require_size(size, setting)
+        for name, head in network.named_heads().items():
+            try:
+                if head.demand is not None:
+                    head.demand.check(size, setting)
+            except SizeError as error:
+                raise SizeError(f"head {name!r}: {error.told}", error.nearest) from error
+            except ConfigError as error:
+                raise ConfigError(f"head {name!r}: {error}") from error
+
+    try:
+        check(size)
+    except SizeError as error:
+        raise follow_sizes(error, check) from error
 
 
 def select_heads(

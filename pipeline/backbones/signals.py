@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, register_backbone
 from pipeline.backbones.layers import he_initialised
-from pipeline.backbones.traits import Features, Natural, Published, Traits
+from pipeline.backbones.traits import Features, Natural, Published, SizeError, Traits
 from pipeline.errors import ConfigError
 
 
@@ -45,7 +45,8 @@ def conv1d(in_channels: int, size: tuple[int, int], width: int = 15) -> Backbone
         width: channels of each layer.
     """
     if size[0] != 1 or size[1] < 15:
-        raise ConfigError(f"data.size {list(size)} does not fit backbone 'conv1d': it takes [1, 15] or longer")
+        told = f"data.size {list(size)} does not fit backbone 'conv1d': it takes [1, 15] or longer"
+        raise SizeError(told, (1, max(15, size[1])))
     places = size[1]
     for _ in range(3):
         places = (places - 3) // 2 + 1

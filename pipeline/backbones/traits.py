@@ -97,7 +97,7 @@ class Demand:
     exact: tuple[int, int] | None = None
 
     def check(self, size: tuple[int, int], setting: str = "data.size") -> None:
-        """Refuses a (height, width), given as `setting`, that does not fit; raises ConfigError."""
+        """Refuses a (height, width), given as `setting`, that does not fit; raises SizeError, or ConfigError where only one does."""
         require_size(self.name, size, self.smallest, self.multiple, setting)
         if self.exact is not None and tuple(size) != tuple(self.exact):
             raise ConfigError(
@@ -106,10 +106,37 @@ class Demand:
             )
 
 
+class SizeError(ConfigError):
+    """An input's (height, width) that a part of a network cannot take.
+
+    Attributes:
+        told: what does not fit and why.
+        nearest: the nearest (height, width) that this part takes.
+    """
+
+    def __init__(self, told: str, nearest: tuple[int, int]) -> None:
+        super().__init__(f"{told}; the nearest that fits is {list(nearest)}")
+        self.told, self.nearest = told, nearest
+
+
+def follow_sizes(error: SizeError, attempt: Callable[[tuple[int, int]], object]) -> SizeError:
+    """The same error with the nearest size that all parts take: `attempt` raises SizeError for one that some part refuses."""
+    size, tried = error.nearest, set[tuple[int, int]]()
+    while size not in tried:
+        tried.add(size)
+        try:
+            attempt(size)
+        except SizeError as next_one:
+            size = next_one.nearest
+        else:
+            return SizeError(error.told, size)
+    return error
+
+
 def require_size(
     name: str, size: tuple[int, int], smallest: tuple[int, int], multiple: int, setting: str = "data.size"
 ) -> None:
-    """Refuses an input that a network's strides leave nothing of, naming the nearest that fits; raises ConfigError.
+    """Refuses an input that a network's strides leave nothing of, naming the nearest that fits; raises SizeError.
 
     Args:
         name: what it does not fit.
@@ -121,10 +148,8 @@ def require_size(
     if any(side < low or side % multiple for side, low in zip(size, smallest, strict=True)):
         least = [-(-low // multiple) * multiple for low in smallest]
         rule = f"at least {least}" + (f" and sides that are multiples of {multiple}" if multiple > 1 else "")
-        raise ConfigError(
-            f"{setting} {list(size)} does not fit {name}: it needs {rule}; the nearest that fits is"
-            f" {list(fitting_size(size, smallest, multiple))}"
-        )
+        told = f"{setting} {list(size)} does not fit {name}: it needs {rule}"
+        raise SizeError(told, fitting_size(size, smallest, multiple))
 
 
 def fitting_size(size: tuple[int, int], smallest: tuple[int, int], multiple: int) -> tuple[int, int]:

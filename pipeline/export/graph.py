@@ -127,15 +127,12 @@ def build_graph(trained: Trained, mask_probabilities: bool = True) -> AnswerGrap
     """The graph of a trained module, less the heads that only help training.
 
     Raises:
-        ExportError: images that are neither RGB nor grey, or no head that answers.
+        ExportError: no head that answers.
     """
-    channels = int(trained.settings.get("in_channels", 3))
-    if channels not in {1, 3}:
-        raise ExportError(f"the graph takes RGB images; this network was trained on {channels} channels")
     heads = {name: head for name, head in trained.network.named_heads().items() if head.space.kind != "image"}
     if not heads:
         raise ExportError(
             "this network only mends images, which is a start for training: give its checkpoint as model.weights"
         )
     whole = trained.network
-    return AnswerGraph(VisionNetwork(whole.backbone, heads, channels, whole.size), mask_probabilities).eval()
+    return AnswerGraph(VisionNetwork(whole.backbone, heads, whole.in_channels, whole.size), mask_probabilities).eval()

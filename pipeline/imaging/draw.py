@@ -123,7 +123,9 @@ def _tag(image: Pixels, text: str, at: tuple[int, int], colour: tuple[int, int, 
 def write_text(image: Pixels, text: str, at: tuple[int, int], colour: tuple[int, int, int] = (255, 255, 255)) -> Pixels:
     """Small text with a dark edge at (x, y); characters beyond Latin-1 become question marks."""
     plain = text.encode("ascii", "replace").decode()
-    cv2.putText(image, plain, at, _FONT, 0.38, (0, 0, 0), 3, cv2.LINE_AA)
+    # The edge is the same letters moved: thicker ones are wider in some versions' fonts, and stand beside.
+    for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        cv2.putText(image, plain, (at[0] + x, at[1] + y), _FONT, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
     cv2.putText(image, plain, at, _FONT, 0.38, colour, 1, cv2.LINE_AA)
     return image
 

@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
         subject = from_checkpoint(given.ckpt, given.size)
     else:
         subject = named_backbone(given.backbone, given.channels, given.size, given.weights, given.classes)
+    paged = given.json is None or given.out is not None or given.track
+    out = (given.out or Path("outputs/inspect")) if paged else None
+    _prepare(out, given.json)
     wish = Wish(tuple(_words(given.layers)), given.count, given.repeats)
     sections = take_looks(looks, subject, lambda: find_images(subject, given.images, given.max_images), wish, _say)
     figures = {name: section.figures for name, section in sections.items()}
@@ -44,13 +47,13 @@ def main(argv: list[str]) -> int:
             sys.stdout.write(text)
         else:
             Path(given.json).write_text(text, encoding="utf-8")
-    if given.json is None or given.out is not None or given.track:
-        page = write_page(given.out or Path("outputs/inspect"), subject.name, sections)
-        _say(f"{', '.join(sections)}: {page}")
+    if out is not None:
+        files = write_page(out, subject.name, sections)
+        _say(f"{', '.join(sections)}: {files[0]}")
         if given.track:
             from pipeline.inspect.track import log_page
 
-            log_page(subject, page, figures, _say)
+            log_page(subject, files, figures, _say)
     return 0
 
 
@@ -91,6 +94,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = parser.parse(argv)
     if (given.ckpt is None) == (given.backbone is None):
         raise ConfigError("lightning inspect: give either --ckpt PATH or --backbone NAME")
+    if given.ckpt is not None:
+        for name in ("weights", "channels", "classes"):
+            if getattr(given, name) is not None:
+                raise ConfigError(f"--{name} goes with --backbone; a checkpoint brings its own: leave it out")
     for name, least in (("channels", 1), ("max_images", 1), ("classes", 0), ("count", 1), ("repeats", 0)):
         value = getattr(given, name)
         if value is not None and value < least:
@@ -107,6 +114,19 @@ def _looks(given: argparse.Namespace) -> list[str] | None:
         if word not in LOOKS:
             raise ConfigError(f"--looks: unknown look {word!r}{nearest(word, LOOKS)}")
     return words
+
+
+def _prepare(out: Path | None, json: str | None) -> None:
+    """Makes the page's folder and the figures' file before minutes are spent on looks; raises ConfigError where it cannot."""
+    option, place = "--out", str(out)
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        option, place = "--json", str(json)
+        if json not in {None, "-"}:
+            Path(str(json)).open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigError(f"{option} {place} cannot be written ({error.strerror}); name another place") from error
 
 
 def _words(text: str | None) -> list[str]:

@@ -25,8 +25,8 @@ from pipeline.labels import LabelSpace
 from tasks.network import VisionNetwork
 
 Pixels = NDArray[np.uint8]
-MASK_STRIDE = 8
-"""Masks are explained by the coarsest stage of at most this stride."""
+PLACE_STRIDE = 8
+"""Boxes and masks are explained by the coarsest stage of at most this stride: a coarser one tells no place."""
 
 
 class Explained(nn.Module):
@@ -133,7 +133,7 @@ def look_at_answers(look: Look) -> Section:
         " (image label: the likeliest class; boxes: the surest box; mask: the class that covers most), red where they"
         " speak for it; for boxes and masks the gradient is taken place by place (HiResCAM). Layers: "
         + ", ".join(f"{head} {path}" for head, (path, _) in layers.items())
-        + "."
+        + ("." if len(layers) == len(heads) else f". {', '.join(h for h in heads if h not in layers)}: none of these.")
     )
     return Section(
         "Grad-CAM",
@@ -148,15 +148,12 @@ def _explained(head: Any) -> bool:
 
 
 def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module] | None:
-    """The last layer asked for; else the coarsest stage that gives maps and that the head's answer depends on.
+    """The last of the layers asked for, or of the stages, that gives maps and that the head's answer depends on.
 
-    Masks take the coarsest of at most MASK_STRIDE. None where the answer has no gradient.
+    Of the stages, boxes and masks take the coarsest of at most PLACE_STRIDE. None where no layer is so.
     """
     subject = look.subject
-    if look.wish.layers:
-        name = look.wish.layers[-1]
-        return name, subject.layer(name)
-    modules = {name: subject.layer(name) for name in subject.stages()}
+    modules = {name: subject.layer(name) for name in look.layers}
     one = batch[:1].float().requires_grad_()
     with torch.enable_grad(), captured(modules, copies=False) as held:
         score = Explained(subject.network, head)(one).sum()
@@ -165,8 +162,8 @@ def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]
             return None
         used = torch.autograd.grad(score, [held[name] for name in usable], allow_unused=True)
     found = [name for name, gradient in zip(usable, used, strict=True) if gradient is not None and bool(gradient.any())]
-    if subject.spaces[head].kind == "mask":  # its fine skips leave little to the coarsest stage
-        found = [name for name in found if held[name].shape[-1] * MASK_STRIDE >= subject.size[1]] or found
+    if subject.spaces[head].kind in {"boxes", "mask"} and not look.wish.layers:
+        found = [name for name in found if held[name].shape[-1] * PLACE_STRIDE >= subject.size[1]] or found
     if not found:
         return None
     return found[-1], modules[found[-1]]

@@ -73,20 +73,22 @@ figcaption { font-size: 13px; }
 """
 
 
-def write_page(out: Path, title: str, sections: dict[str, Section]) -> Path:
+def write_page(out: Path, title: str, sections: dict[str, Section]) -> list[Path]:
     """Writes every picture as `<out>/<name>.png`, the figures as `inspect.json` and the page as `index.html`.
 
-    Returns the page. Raises OSError where the folder cannot be written.
+    Returns these files, the page first. Raises OSError where the folder cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
+    page, told = out / "index.html", out / "inspect.json"
+    files = [page, told]
     for section in sections.values():
         for picture in section.pictures:
-            write_png(out / f"{picture.name}.png", picture.pixels)
+            files.append(out / f"{picture.name}.png")
+            write_png(files[-1], picture.pixels)
     figures = {name: section.figures for name, section in sections.items()}
-    (out / "inspect.json").write_text(to_json({"name": title, **figures}), encoding="utf-8")
-    page = out / "index.html"
+    told.write_text(to_json({"name": title, **figures}), encoding="utf-8")
     page.write_text(_html(out, title, sections), encoding="utf-8")
-    return page
+    return files
 
 
 def to_json(values: Any) -> str:

@@ -35,20 +35,21 @@ def look_at_shifts(look: Look) -> Section:
     if not subject.spaces:
         raise NotHereError("needs heads: --ckpt")
     images = subject.batch([pixels for _, pixels in look.images])
-    shifts = [shift for shift in SHIFTS if shift < min(subject.size) // 2]
+    shifts = [shift for shift in SHIFTS if shift < min((side for side in subject.size if side > 1), default=0) // 2]
     plain = answers(look, images)
     table: dict[str, dict[int, float]] = {}
     for shift in shifts:
         moved = answers(look, moved_images(images, shift))
         for head, prediction in plain.items():
-            for figure, value in movement(prediction, moved[head], shift).items():
+            for figure, value in movement(prediction, moved[head], shift, subject.size).items():
                 table.setdefault(f"{head}: {figure}", {})[shift] = value
     if not table:
         raise NotHereError("needs heads that answer with labels, boxes or masks")
     lead = (
         f"{len(images)} pictures moved right and down by as many pixels, the rest grey. Masks and boxes should move along:"
         " `agreement` is the share of pixels of the common part with the same class, `IoU` the mean overlap of each sure box"
-        " with its nearest of the same class after moving it back (0 where none is left). Labels should stay: `same class`"
+        " that is not moved over the border with its nearest of the same class after moving it back (0 where none is left)."
+        " Labels should stay: `same class`"
         " is the share of pictures with the same likeliest class, `change` the mean largest change of a probability."
     )
     rows = [(name, *(round(values[shift], 4) for shift in shifts)) for name, values in table.items()]
@@ -74,19 +75,20 @@ def answers(look: Look, images: Tensor) -> Answers:
 
 
 def moved_images(images: Tensor, shift: int) -> Tensor:
-    """The images (B, C, H, W) `shift` pixels to the right and down, what comes in grey."""
+    """The images (B, C, H, W) `shift` pixels to the right and down, what comes in grey; a signal of one row only right."""
     out = torch.full_like(images, FILL)
-    out[:, :, shift:, shift:] = images[:, :, :-shift, :-shift]
+    down = shift if images.shape[2] > 1 else 0
+    out[:, :, down:, shift:] = images[:, :, : images.shape[2] - down, :-shift]
     return out
 
 
-def movement(plain: Any, moved: Any, shift: int) -> dict[str, float]:
-    """How a head's predictions for shifted images compare with those for the plain ones; NaN where it found nothing."""
+def movement(plain: Any, moved: Any, shift: int, size: tuple[int, int]) -> dict[str, float]:
+    """How a head's predictions for shifted images of (height, width) compare with the plain ones; NaN where it found nothing."""
     if "mask" in plain._fields:
         same = plain.mask[:, :-shift, :-shift] == moved.mask[:, shift:, shift:]
         return {"agreement": float(same.float().mean())}
     if "boxes" in plain._fields:
-        return {"IoU": _follow(plain, moved, shift)}
+        return {"IoU": _follow(plain, moved, shift, size)}
     if "probabilities" not in plain._fields or plain.probabilities.ndim != 2:
         return {}
     p, q = plain.probabilities, moved.probabilities
@@ -96,11 +98,14 @@ def movement(plain: Any, moved: Any, shift: int) -> dict[str, float]:
     }
 
 
-def _follow(plain: Any, moved: Any, shift: int) -> float:
-    """Mean IoU of each sure box with its nearest of the same class in the shifted image, moved back."""
+def _follow(plain: Any, moved: Any, shift: int, size: tuple[int, int]) -> float:
+    """Mean IoU of each sure box that stays inside with its nearest of the same class in the shifted image, moved back."""
     shares: list[float] = []
+    far = torch.tensor([size[1], size[0]], dtype=torch.float32) - shift
     for boxes, scores, classes, others, their_scores, their_classes in zip(*plain, *moved, strict=True):
-        sure, theirs = scores >= SURE, their_scores >= SURE / 2
+        # A box over the border is cut there: its remains say nothing of the network.
+        sure = (scores >= SURE) & (boxes[:, 2:] <= far + 1).all(1)
+        theirs = their_scores >= SURE / 2
         overlap = box_iou(boxes[sure].float(), others[theirs].float() - shift)
         overlap = overlap * (classes[sure][:, None] == their_classes[theirs][None])
         shares += [float(row.max()) if len(row) else 0.0 for row in overlap]

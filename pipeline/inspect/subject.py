@@ -24,7 +24,7 @@ from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from pipeline.labels import LabelSpace
 from pipeline.registered import weights_at_hand
-from tasks.network import VisionNetwork
+from tasks.network import VisionNetwork, grey, require_input
 
 Pixels = NDArray[np.uint8]
 
@@ -83,11 +83,11 @@ class Subject:
         return [front + name for name in self.network.backbone.stage_names]
 
     def batch(self, images: list[Pixels]) -> Tensor:
-        """Pictures of the input's size as uint8 (B, C, H, W); networks of other than three channels see their grey."""
+        """Pictures of the input's size as uint8 (B, C, H, W); networks of other than three channels see their luma."""
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         if self.channels == 3:
             return stacked
-        return stacked.float().mean(1, keepdim=True).expand(-1, self.channels, -1, -1).to(torch.uint8)
+        return grey(stacked).round().expand(-1, self.channels, -1, -1).to(torch.uint8)
 
     def given(self, images: list[Pixels]) -> Tensor:
         """The same as `module` takes it: pixels as float32 for the network, normalised for a backbone alone."""
@@ -148,12 +148,15 @@ def from_checkpoint(reference: str, size: tuple[int, int] | None) -> Subject:
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
+        ConfigError: a size that the network does not take.
     """
     trained = load_trained(find_checkpoint(reference))
     settings = trained.data or {}
     own = settings.get("size", 320)
     own = (own, own) if isinstance(own, int) else (int(own[0]), int(own[1]))
     network = trained.network.float()
+    if size is not None:
+        require_input(network, size, "--size")
     spaces = {name: head.space for name, head in network.named_heads().items()}
     channels = int(trained.settings.get("in_channels", 3))
     return Subject(reference, network, channels, size or own, spaces, trained.data, trained.run_id)

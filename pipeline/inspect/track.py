@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ FOLDER = "inspect"
 """Of the run's artifacts."""
 
 
-def log_page(subject: Subject, page: Path, figures: dict[str, Any], say: Callable[[str], None]) -> str | None:
-    """Adds the page's folder and the sums of the costs; returns the run's id, or None where the store refuses.
+def log_page(
+    subject: Subject, files: Sequence[Path], figures: dict[str, Any], say: Callable[[str], None]
+) -> str | None:
+    """Adds the page's files and the sums of the costs; returns the run's id, or None where the store refuses.
 
     Args:
         subject: says the run; a named backbone gets one of its own.
-        page: in its folder.
+        files: the page, its pictures and figures; whatever else lies in their folder stays there.
         figures: of the looks, by name.
         say: told what was done or why not.
     """
@@ -27,7 +29,8 @@ def log_page(subject: Subject, page: Path, figures: dict[str, Any], say: Callabl
         run = subject.run or _new_run(subject.name)
         if run is None:
             return None
-        client.log_artifacts(run, str(page.parent), FOLDER)
+        for file in files:
+            client.log_artifact(run, str(file), FOLDER)
         costs = figures.get("costs", {})
         for name in ("parameters", "multiply_adds", "activation_bytes"):
             if name in costs:

@@ -57,7 +57,10 @@ class HourglassDecoder(Decoder):
     ) -> None:
         super().__init__()
         if stacks < 1 or depth < 1 or width < 2:
-            raise ConfigError(f"decoder 'hourglass' takes stacks and depth of 1 or more, not {stacks} and {depth}")
+            raise ConfigError(
+                "decoder 'hourglass' takes stacks and depth of 1 or more and a width of 2 or more,"
+                f" not {stacks}, {depth} and {width}"
+            )
         if STRIDE not in backbone.present:
             raise ConfigError(
                 f"decoder 'hourglass' needs a map at stride {STRIDE}; backbone {backbone.name!r} has them at"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone
-from pipeline.backbones.traits import Demand
+from pipeline.backbones.traits import Demand, SizeError, fitting_size
 from pipeline.errors import ConfigError
 from tasks.decoders.registry import Decoder, pooled_maps, register_decoder, require_pooled
 
@@ -122,9 +122,10 @@ class DeconvNetDecoder(UnpoolingDecoder):
         stride, channels = backbone.traits.strides[self.last], backbone.channels[self.last]
         self.demand = Demand(f"decoder 'deconvnet' with kernel {kernel}", (stride * kernel,) * 2, stride)
         if size is not None and min(size) < stride * kernel:
-            raise ConfigError(
+            raise SizeError(
                 f"data.size {list(size)} does not fit decoder 'deconvnet': with kernel {kernel} it needs at least"
-                f" {[stride * kernel] * 2}; a kernel of {max(min(size) // stride, 1)} would fit"
+                f" {[stride * kernel] * 2}; a kernel of {max(min(size) // stride, 1)} would fit",
+                fitting_size(size, (stride * kernel,) * 2, stride),
             )
         self.narrow = nn.Sequential(
             nn.Conv2d(channels, hidden, kernel), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),

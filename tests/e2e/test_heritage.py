@@ -35,7 +35,7 @@ def test_a_config_trains_and_exports(command, tmp_path, name, more):
     [
         ("vgg-d", "--data.size=64", "data.size [64, 64] does not fit the published classifier of 'vgg-d'"),
         ("segnet", "--model.backbone=resnet18", "'resnet18': unknown option 'batch_norm'"),
-        ("resnet56", "--model.in_channels=0", "in_channels is 0"),
+        ("resnet56", "--model.in_channels=4", "in_channels is 4, but the data gives RGB: take 3, or 1 for grey"),
         ("fcn-resnet", "--data.size=100", "data.size [100, 100] does not fit backbone 'resnet18'"),
     ],
 )

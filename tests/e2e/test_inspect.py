@@ -63,6 +63,8 @@ def test_a_run_is_looked_into_and_keeps_the_page(command, tmp_path):
 
 
 def test_a_backbone_gets_a_run_of_its_own(command, tmp_path):
+    (tmp_path / "outputs" / "inspect").mkdir(parents=True)
+    (tmp_path / "outputs" / "inspect" / "private.txt").write_text("not of this page")
     code, _, err = command(
         "inspect", "--backbone", "light", "--size", "64", "--looks", "costs,filters", "--repeats", "0", "--track"
     )
@@ -99,9 +101,13 @@ def test_the_help_and_the_looks_agree(command):
         (["--backbone", "light", "--count", "0"], "--count must be at least 1"),
         (["--backbone", "light", "--layer", "stem"], "did you mean --layers"),
         (["--ckpt", "nowhere.ckpt"], "checkpoint nowhere.ckpt does not exist"),
+        (["--ckpt", "nowhere.ckpt", "--channels", "1"], "--channels goes with --backbone"),
+        (["--backbone", "light", "--out", "file/page"], "--out file/page cannot be written"),
+        (["--backbone", "light", "--json", "none/figures.json"], "--json none/figures.json cannot be written"),
     ],
 )
-def test_a_mistake_is_one_line(command, arguments, told):
+def test_a_mistake_is_one_line(command, tmp_path, arguments, told):
+    (tmp_path / "file").touch()
     code, out, err = command("inspect", *arguments)
     assert code in {1, 2}
     assert out == ""

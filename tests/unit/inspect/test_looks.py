@@ -133,6 +133,39 @@ def test_grad_cam_points_at_the_cause(look):
     assert set(section.figures["colour"]["explained"]) == {"first", "second"}
 
 
+def test_grad_cam_takes_the_last_layer_asked_for_that_the_answer_depends_on(subject):
+    subject.network.backbone.body.idle = nn.Conv2d(3, 2, 8, 8)
+    body = "backbone.body"
+    look = Look(subject, spots, Wish((f"{body}.pick", f"{body}.idle", "heads.colour.linear"), 2))
+    assert look_at_answers(look).figures["colour"]["layer"] == f"{body}.pick"
+    look = Look(subject, spots, Wish((f"{body}.idle", "heads.colour.linear"), 2))
+    with pytest.raises(NotHereError, match="a stage that reaches colour by a gradient: name one by --layers"):
+        look_at_answers(look)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("boxes", "one"), ("mask", "one"), ("classes", "two")])
+def test_boxes_and_masks_are_explained_where_there_are_places(subject, monkeypatch, kind, found):
+    """A cell of the coarsest map is a quarter of the picture."""
+
+    class Stages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 2, 8, 8), nn.Conv2d(2, 2, 4, 4)
+
+        def forward(self, x):
+            return [self.two(self.one(x))] * 5
+
+    head, body = subject.network.heads["colour"], Backbone(Stages(), (2, 2, 2, 2, 2), "stages", ("one", "two"))
+    network = VisionNetwork(body, {"colour": head}).eval().requires_grad_(False)
+    space = LabelSpace(kind, head.space.names)
+    monkeypatch.setattr(
+        "pipeline.inspect.gradcam.explain", lambda raw, prediction, space: (raw.logits[:, 0], ["x"] * 2)
+    )
+    monkeypatch.setattr(head, "space", space)
+    look = Look(Subject("stages", network, 3, SIZE, {"colour": space}), spots, Wish(count=2))
+    assert look_at_answers(look).figures["colour"]["layer"] == f"backbone.body.{found}"
+
+
 def test_a_head_whose_answer_has_no_gradient_is_left_out(look, monkeypatch):
     monkeypatch.setattr(
         "pipeline.inspect.gradcam.explain", lambda raw, prediction, space: (raw.logits.detach()[:, 0], ["x"])
@@ -166,6 +199,8 @@ def test_shifts_of_a_known_network(look):
     assert set(figures["colour: same class"].values()) == {1}
     assert figures["colour: change"][1] < figures["colour: change"][24] + 1e-6
     assert 32 not in figures["colour: change"]  # half of the picture would be gone
+    signal = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 1, 4)
+    assert moved_images(signal, 1).flatten().tolist() == [114, 0, 1, 2]
     images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
     assert moved_images(images, 1)[0, 0].tolist() == [[114] * 4, [114, 0, 1, 2], [114, 4, 5, 6], [114, 8, 9, 10]]
 
@@ -175,17 +210,18 @@ def test_movement_of_every_kind_of_answer():
     follows = torch.zeros_like(plane)
     follows[:, 4:, 4:] = plane[:, :-4, :-4]
     mask = MaskPrediction(plane, plane.float())
-    assert movement(mask, MaskPrediction(follows, plane.float()), 4) == {"agreement": 1.0}
-    assert movement(mask, mask, 4)["agreement"] < 0.7
+    assert movement(mask, MaskPrediction(follows, plane.float()), 4, (16, 16)) == {"agreement": 1.0}
+    assert movement(mask, mask, 4, (16, 16))["agreement"] < 0.7
     box = BoxPrediction(torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0.9]]), torch.tensor([[1]]))
     moved = box._replace(boxes=box.boxes + 4)
-    assert movement(box, moved, 4) == {"IoU": 1.0}
-    assert movement(box, box, 4)["IoU"] == pytest.approx(16 / 112)
-    assert movement(box, moved._replace(classes=torch.tensor([[0]])), 4) == {"IoU": 0.0}
+    assert movement(box, moved, 4, (16, 16)) == {"IoU": 1.0}
+    assert movement(box, box, 4, (16, 16))["IoU"] == pytest.approx(16 / 112)
+    assert movement(box, moved._replace(classes=torch.tensor([[0]])), 4, (16, 16)) == {"IoU": 0.0}
+    assert np.isnan(movement(box, moved, 10, (16, 16))["IoU"])  # over the border
     none = box._replace(scores=torch.tensor([[0.1]]))
-    assert np.isnan(movement(none, box, 4)["IoU"])
+    assert np.isnan(movement(none, box, 4, (16, 16))["IoU"])
     labels = ClassPrediction(torch.tensor([[0.8, 0.2]])), ClassPrediction(torch.tensor([[0.4, 0.6]]))
-    assert movement(*labels, 4) == {"same class": 0.0, "change": pytest.approx(0.4)}
+    assert movement(*labels, 4, (16, 16)) == {"same class": 0.0, "change": pytest.approx(0.4)}
 
 
 def test_every_look_that_can_be_taken_is_taken(subject, tmp_path):
@@ -193,7 +229,9 @@ def test_every_look_that_can_be_taken_is_taken(subject, tmp_path):
     sections = take_looks(None, subject, spots, Wish(count=2, repeats=1), told.append)
     assert list(sections) == ["costs", "filters", "activations", "patches", "gradcam", "fields", "shift"]
     assert any(line.startswith("left out: samples needs the data") for line in told)
-    page = write_page(tmp_path / "out", "toy <1>", sections).read_text()
+    files = write_page(tmp_path / "out", "toy <1>", sections)
+    assert set(files) == set((tmp_path / "out").iterdir())
+    page = files[0].read_text()
     assert page.count("data:image/png;base64,") == sum(len(section.pictures) for section in sections.values())
     assert "toy &lt;1&gt;" in page
     assert 'src="http' not in page
@@ -248,7 +286,7 @@ def test_figures_are_strict_json():
 def test_the_page_escapes_and_aligns(tmp_path):
     table = Table(("name", "n"), [("<b>", 1234567), ("x", float("nan"))])
     section = Section("A & B", "lead", [Picture("p", np.zeros((2, 2, 3), np.uint8), "a 'c'")], [table])
-    page = write_page(tmp_path, "t", {"s": section}).read_text()
+    page = write_page(tmp_path, "t", {"s": section})[0].read_text()
     assert "A &amp; B" in page
     assert "<td>&lt;b&gt;</td>" in page
     assert '<td class="number">1,234,567</td>' in page
