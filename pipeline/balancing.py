@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -48,6 +49,11 @@ class FixedWeights(Balancer):
         for name in weights or {}:
             if name not in heads:
                 raise ConfigError(f"balancing: weight for unknown head {name!r}{nearest(name, heads)}")
+        for name, weight in (weights or {}).items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ConfigError(
+                    f"balancing: the weight of head {name!r} must be a number of 0 or more, not {weight!r}"
+                )
         self.given = {name: float((weights or {}).get(name, 1.0)) for name in heads}
 
     def weights(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,6 +91,8 @@ class DynamicAverage(Balancer):
 
     def __init__(self, heads: list[str], temperature: float = 2.0) -> None:
         super().__init__(heads)
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"balancing 'dwa': temperature must be above 0, not {temperature!r}")
         self.temperature = temperature
         self.register_buffer("history", torch.full((2, len(heads)), math.nan))
 
@@ -125,7 +133,12 @@ class GradientAggregation(Balancer):
         known = [name for name in dir(aggregation) if isinstance(getattr(aggregation, name), type)]
         if method not in known:
             raise ConfigError(f"unknown aggregator {method!r}{nearest(method, known)}")
-        self.aggregator = getattr(aggregation, method)()
+        try:
+            self.aggregator = getattr(aggregation, method)()
+        except TypeError as error:
+            raise ConfigError(
+                f"aggregator {method!r} needs arguments of its own, which a config cannot give; take UPGrad, PCGrad or MGDA"
+            ) from error
 
     def weights(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """1 each: the gradients are what is balanced."""
@@ -201,6 +214,10 @@ def build_balancer(given: str | dict[str, Any], heads: list[str]) -> Balancer:
         raise ConfigError(
             f"unknown balancing {kind!r}{nearest(kind, BALANCERS)} or an aggregator of torchjd (UPGrad, …)"
         )
+    known = [key for key in inspect.signature(BALANCERS[kind]).parameters if key != "heads"]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"balancing {kind!r}: unknown option {key!r}{nearest(key, known)}")
     try:
         return BALANCERS[kind](heads, **options)
     except TypeError as error:

@@ -24,18 +24,29 @@ import tasks.multitask  # makes the modules reachable by bare name
 from pipeline.callbacks.checkpoints import Checkpoints, newest_checkpoint, require_readable
 from pipeline.callbacks.ema import AverageWeights
 from pipeline.callbacks.failures import CountFailures
+from pipeline.callbacks.freeze import Freeze
 from pipeline.callbacks.pictures import Pictures
 from pipeline.callbacks.progress import EpochLines
 from pipeline.callbacks.record import CurvePictures
 from pipeline.callbacks.track import TrackRun
 from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
-from pipeline.errors import CheckpointError, ConfigError, TrifocalError
+from pipeline.env_options import PREFIX, environment_options
+from pipeline.errors import CheckpointError, ConfigError, TrifocalError, nearest
 from pipeline.hardware import cpu_limit
 from pipeline.tracking import RunLogger, run_of
 from tasks.module import VisionModule
 
-MODULES = (tasks.multitask.ClassificationModule, tasks.multitask.DetectionModule, tasks.multitask.SegmentationModule)
+BY_NAME = (Freeze,)
+"""Callbacks that a config may add by their bare names."""
+
+MODULES = (
+    tasks.multitask.MultiTaskModule,
+    tasks.multitask.ClassificationModule,
+    tasks.multitask.DetectionModule,
+    tasks.multitask.SegmentationModule,
+    tasks.multitask.DenoisingModule,
+)
 
 
 class ConfigToRun(SaveConfigCallback):
@@ -49,7 +60,11 @@ class ConfigToRun(SaveConfigCallback):
 
         Another command that goes on in the run logs its own as `config_test.yaml`, beside that of the training.
         """
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True)
+        config = self.config.clone()
+        if stage == "fit":  # what is run again starts anew, in a run of its own
+            config["ckpt_path"] = None
+            _set_run(config, None)
+        text = self.parser.dump(config, skip_none=False, skip_link_targets=True)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger) and stage == "fit":
                 logger.log_config(text)
@@ -94,18 +109,41 @@ class TrifocalCLI(LightningCLI):
             raise CheckpointError(f"checkpoint {path} does not exist; `--ckpt_path last` finds the newest run's")
         if config.get("ckpt_path"):
             require_readable(Path(config["ckpt_path"]))
-        # Known before anything is logged: the logger opens its run long before Lightning reads the checkpoint.
-        logger = config["trainer"].get("logger")
-        if config.get("ckpt_path") and isinstance(logger, Namespace) and "init_args" in logger:
-            given = logger["init_args"]
-            if "run_id" in given and given["run_id"] is None:
-                given["run_id"] = run_of(Path(config["ckpt_path"]))
+            # Known before anything is logged: the logger opens its run long before Lightning reads the checkpoint.
+            if _logger_options(config).get("run_id") is None:
+                _set_run(config, run_of(Path(config["ckpt_path"])))
+
+    def instantiate_classes(self) -> None:
+        """Leaves `weights` alone where a checkpoint replaces them: they may be gone by now, or would be downloaded."""
+        config = self.config[self.subcommand]
+        given: Any = config["model"]["init_args"] if config.get("ckpt_path") else {}
+        kept = {name: given[name] for name in ("weights", "weights_stages") if name in given}
+        for name in kept:
+            given[name] = None
+        super().instantiate_classes()
+        for name, value in kept.items():  # for the run's record
+            given[name] = value
+
+
+def _logger_options(config: Namespace) -> Any:
+    """The arguments of a config's one logger; empty where there is none, or several."""
+    logger = config["trainer"].get("logger")
+    return logger.get("init_args", {}) if isinstance(logger, Namespace) else {}
+
+
+def _set_run(config: Namespace, run: str | None) -> None:
+    """Sets the MLflow run that a config goes on in."""
+    options = _logger_options(config)
+    if "run_id" in options:
+        options["run_id"] = run
 
 
 def main(argv: list[str]) -> int:
     """Runs one of Lightning's subcommands; returns the exit code."""
     # Loaders without workers are chosen on purpose where the data is drawn, not read.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # What an epoch has learnt is logged at its end, however few its steps; norms of frozen stages are kept in eval mode.
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*|.*in eval mode at the start.*")
     warnings.filterwarnings("ignore", message=".*tensorboardX.*|.*isinstance.treespec.*|.*LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
     if "OMP_NUM_THREADS" not in os.environ:
@@ -117,6 +155,9 @@ def main(argv: list[str]) -> int:
 def run(argv: list[str]) -> TrifocalCLI:
     """The CLI run over arguments; raises TrifocalError for a user's mistakes."""
     captured = io.StringIO()
+    variables = environment_options(argv[0], os.environ) if argv else {}
+    words = [*argv[:1], *head_options(list(variables.values())), *argv[1:]]
+    _refuse_two_starts(argv)
     try:
         with _stderr_of_parsing(captured) as restore:
             return TrifocalCLI(
@@ -136,15 +177,17 @@ def run(argv: list[str]) -> TrifocalCLI:
                     ]
                 },
                 seed_everything_default=0,
-                parser_kwargs={"default_env": True, "env_prefix": "TRIFOCAL"},
-                args=argv,
+                parser_kwargs={"default_env": True, "env_prefix": PREFIX},
+                args=words,
             )
     except SystemExit as leaving:
         if leaving.code != 2 or captured.closed or not captured.getvalue().strip():  # 2 is the parser's exit code
             raise
-        raise ConfigError(explain(captured.getvalue(), argv)) from None
+        raise ConfigError(explain(captured.getvalue(), argv, variables)) from None
     except ConfigError as error:
-        raise ConfigError(locate(str(error), argv)) from None
+        raise ConfigError(locate(str(error), argv, variables)) from None
+    except RuntimeError as error:
+        raise (unlogged(error) or error) from None
     except (TypeError, ValueError, MisconfigurationException) as error:
         # jsonargparse wraps what a constructor raises; before the trainer runs, only the config can be wrong.
         told = _inner(error)
@@ -152,7 +195,25 @@ def run(argv: list[str]) -> TrifocalCLI:
             told = ConfigError(" ".join(str(error).split())[:400])
         if told is None:
             raise
-        raise (ConfigError(locate(str(told), argv)) if isinstance(told, ConfigError) else told) from None
+        raise (ConfigError(locate(str(told), argv, variables)) if isinstance(told, ConfigError) else told) from None
+
+
+def _refuse_two_starts(argv: list[str]) -> None:
+    """Raises ConfigError for weights and a checkpoint on one command line: the checkpoint's would replace them."""
+    names = {word.split("=")[0] for word in argv}
+    if "--ckpt_path" in names and names & {"--model.weights", "--model.init_args.weights"}:
+        raise ConfigError("model.weights and ckpt_path both say where the weights come from; leave one of them out")
+
+
+def unlogged(error: RuntimeError) -> ConfigError | None:
+    """What early stopping says of a metric that is never logged, in one line; None for another error."""
+    told = re.search(r"conditioned on metric `([^`]+)`", str(error))
+    if told is None:
+        return None
+    logged = re.findall(r"`((?:val|train)/[^`]+|lr)`", str(error)[told.end() :])
+    return ConfigError(
+        f"trainer.callbacks: EarlyStopping monitors {told[1]!r}, which is not logged{nearest(told[1], logged)}"
+    )
 
 
 def _inner(error: BaseException) -> TrifocalError | None:
@@ -202,7 +263,7 @@ def head_options(argv: list[str]) -> list[str]:
     rest: list[str] = []
     items = iter(argv)
     for item in items:
-        match = re.fullmatch(r"--model\.(?:init_args\.)?heads\.(\w+)(?:\.(\w+))?(?:=(.*))?", item, re.DOTALL)
+        match = re.fullmatch(r"--model\.(?:init_args\.)?heads\.([^.=]+)(?:\.(\w+))?(?:=(.*))?", item, re.DOTALL)
         if match is None:
             rest.append(item)
             continue
@@ -217,20 +278,21 @@ def head_options(argv: list[str]) -> list[str]:
     return rest
 
 
-def explain(text: str, argv: list[str]) -> str:
+def explain(text: str, argv: list[str], variables: dict[str, str]) -> str:
     """One line out of what the parser printed: the mistake itself where it can be found, else the parser's words."""
-    models: dict[str, type] = {kind.__name__: kind for kind in (tasks.multitask.MultiTaskModule, *MODULES)}
-    told = diagnose(
-        argv, {"data": VisionData, "trainer": Trainer, "checkpoints": Checkpoints, "ema": AverageWeights}, models
-    )
+    models: dict[str, type] = {kind.__name__: kind for kind in MODULES}
+    schema: dict[str, type] = {
+        "data": VisionData,
+        "trainer": Trainer,
+        "checkpoints": Checkpoints,
+        "ema": AverageWeights,
+    }
+    told = diagnose(argv, schema, models, variables)
     if told is not None:
         return told
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     at = next((i for i, line in enumerate(lines) if line.startswith("error:")), 0)
     message = " ".join(lines[at:]).removeprefix("error:").strip()
-    return locate(message[:400] + (" …" if len(message) > 400 else ""), argv)
-
-
-def plain(config: Namespace) -> dict[str, Any]:
-    """A parsed config as plain values."""
-    return dict(config.as_dict())
+    if wrong := re.match(r'Parser key "([^"]+)": .*Given value: (.*)', message):
+        message = f"{wrong[1]}: {wrong[2]!r} is not what it takes"
+    return locate(message[:400] + (" …" if len(message) > 400 else ""), argv, variables)

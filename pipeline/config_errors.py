@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,14 +32,18 @@ class Given:
     place: str
 
 
-def diagnose(argv: list[str], schema: Schema, models: dict[str, type]) -> str | None:
-    """The first mistake in the config files and options of a command line, told in one line; None when none is seen.
+def diagnose(
+    argv: list[str], schema: Schema, models: dict[str, type], variables: Mapping[str, str] | None = None
+) -> str | None:
+    """The first mistake in the environment, config files and options of a command, told in one line; None when none is seen.
 
     Args:
         argv: the command's arguments.
         schema: the sections but `model`.
         models: the classes that `model` may name.
+        variables: the option that each variable of the environment stands for, by the variable's name.
     """
+    variables = variables or {}
     for file in config_files(argv):
         try:
             yaml.compose(file.read_text(encoding="utf-8"))
@@ -46,28 +52,48 @@ def diagnose(argv: list[str], schema: Schema, models: dict[str, type]) -> str | 
             return f"not valid YAML: {error.problem or error.context} (in {file}{line})"
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             return f"not valid YAML: {' '.join(str(error).split())} (in {file})"
-    items = [*_from_files(argv), *_from_options(argv)]
+        if not isinstance(yaml.compose(file.read_text(encoding="utf-8")), yaml.MappingNode):
+            return f"a config is a mapping of sections such as `data: {{size: 320}}` (in {file})"
+    items = _given(argv, variables)
     named = [item.value for item in items if item.path in {("model",), ("model", "class_path")}]
     model = models.get(str(named[-1]).rsplit(".", 1)[-1], next(iter(models.values()))) if named else None
     classes = {**schema, "model": model or next(iter(models.values()))}
     for item in items:
         told = _mistake(item, classes, models)
         if told is not None:
-            found = locate(told, argv) if isinstance(item.value, (dict, list)) else told
+            found = locate(told, argv, variables) if isinstance(item.value, (dict, list)) else told
             return found if found != told else f"{told} ({item.place})"
     return None
 
 
-def locate(message: str, argv: list[str]) -> str:
-    """The message with the place of the first word it quotes that stands in a config file or on the command line."""
-    for word in re.findall(r"'([^']+)'", message):
-        for file in config_files(argv):
+def locate(message: str, argv: list[str], variables: Mapping[str, str] | None = None) -> str:
+    """The message with the place of what it is about: on the command line, in a config file or in the environment.
+
+    That is the setting it opens with (`data.flip must be …`), or the last word it quotes that stands somewhere; remedies
+    at its end are passed over.
+    """
+    subject = re.match(r"(\w+)\.(\w+)\b", message)
+    if subject is not None:
+        places = [item.place for item in _given(argv, variables or {}) if item.path[:2] == subject.groups()]
+        if places:
+            return f"{message} ({places[-1]})"
+    told = re.split(r"; did you mean|; known|; it has|Available|; take|; use", message)[0]
+    for word in reversed(re.findall(r"'([^']+)'", told)):
+        if any(word in _words_of(item) for item in argv):
+            return f"{message} (on the command line)"
+        for file in reversed(config_files(argv)):
             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
                 if re.search(rf"(?<![\w./-]){re.escape(word)}(?![\w/-])", line.split("#")[0]):
                     return f"{message} (in {file}, line {number})"
-        if any(word in re.split(r"[.=:,{}\[\] '\"]", item) for item in argv):
-            return f"{message} (on the command line)"
+        for name, option in (variables or {}).items():
+            if word in _words_of(option):
+                return f"{message} (in the environment, {name})"
     return message
+
+
+def _words_of(option: str) -> list[str]:
+    """What an option may quote: itself, its value, and the words between its dots, brackets and slashes."""
+    return [option, option.partition("=")[2], *re.split(r"[.=:,{}\[\] '\"/]", option)]
 
 
 def config_files(argv: list[str]) -> list[Path]:
@@ -75,6 +101,12 @@ def config_files(argv: list[str]) -> list[Path]:
     found = [argv[i + 1] for i, item in enumerate(argv[:-1]) if item in {"-c", "--config"}]
     found += [item.split("=", 1)[1] for item in argv if item.startswith("--config=")]
     return [Path(file) for file in found if Path(file).is_file()]
+
+
+def _given(argv: list[str], variables: Mapping[str, str]) -> list[Given]:
+    """Every value, in the order in which later ones win."""
+    given = [i for name, option in variables.items() for i in _from_options([option], f"in the environment, {name}")]
+    return [*given, *_from_files(argv), *_from_options(argv)]
 
 
 def _from_files(argv: list[str]) -> Iterator[Given]:
@@ -97,7 +129,7 @@ def _walk(node: yaml.MappingNode, path: tuple[str, ...], file: str) -> Iterator[
             yield Given(own, plain, f"in {file}, line {key.start_mark.line + 1}")
 
 
-def _from_options(argv: list[str]) -> Iterator[Given]:
+def _from_options(argv: list[str], place: str = "on the command line") -> Iterator[Given]:
     for at, item in enumerate(argv):
         if not item.startswith("--") or item.startswith("--config"):
             continue
@@ -110,14 +142,16 @@ def _from_options(argv: list[str]) -> Iterator[Given]:
         except yaml.YAMLError:
             value = text
         # `--trainer.logger.name` is an argument of the logger's class, which is not named here.
-        yield Given(path[:2], value if len(path) <= 2 else {"init_args": {path[2]: value}}, "on the command line")
+        yield Given(path[:2], value if len(path) <= 2 else {"init_args": {path[2]: value}}, place)
 
 
 def _mistake(item: Given, classes: Schema, models: dict[str, type]) -> str | None:
     """What is wrong with one value, without its place."""
     section, *rest = item.path
     if section not in classes and section not in PLAIN_KEYS:
-        return f"unknown key {section!r}{nearest(section, [*classes, *PLAIN_KEYS])}"
+        known = dict.fromkeys([*classes, *PLAIN_KEYS])
+        inner = [f"{name}.{section}" for name, kind in classes.items() if section in arguments(kind)]
+        return f"unknown key {section!r}{f'; did you mean {inner[-1]!r}?' if inner else nearest(section, known)}"
     if item.path in {("model",), ("model", "class_path")}:
         name = str(item.value).rsplit(".", 1)[-1]
         return None if item.value is None or name in models else f"unknown class {name!r}{nearest(name, models)}"
@@ -128,7 +162,8 @@ def _mistake(item: Given, classes: Schema, models: dict[str, type]) -> str | Non
     if key not in known and key != "class_path":
         return f"unknown key {key!r} of {section}{nearest(key, known)}"
     name, hint = f"{section}.{key}", known.get(key)
-    return _wrong_class(name, item.value, hint) or _wrong_value(name, item.value, hint)
+    checks = (_wrong_entry, _wrong_class, _wrong_value)
+    return next((told for check in checks if (told := check(name, item.value, hint)) is not None), None)
 
 
 def arguments(kind: type) -> dict[str, Any]:
@@ -159,6 +194,22 @@ def _wrong_class(name: str, value: Any, hint: Any) -> str | None:
         for key in given.get("init_args") or {}:
             if key not in allowed:
                 return f"unknown key {key!r} of {wanted or name}{nearest(key, allowed)}"
+    return None
+
+
+def _wrong_entry(name: str, value: Any, hint: Any) -> str | None:
+    """A key of a list's entry that the dataclass it describes has not, e.g. in `data.sources`."""
+    for part in _alternatives(hint):
+        kind = next(iter(typing.get_args(part)), None)
+        if typing.get_origin(part) is not list or not dataclasses.is_dataclass(kind) or not isinstance(value, list):
+            continue
+        known = [field.name for field in dataclasses.fields(kind)]
+        for number, entry in enumerate(value):
+            if not isinstance(entry, dict):
+                return f"{name}[{number}]: {entry!r} is not a mapping of {', '.join(known)}"
+            for key in entry:
+                if key not in known:
+                    return f"unknown key {key!r} of {name}[{number}]{nearest(str(key), known)}"
     return None
 
 
@@ -206,23 +257,28 @@ def _admits(part: Any, value: Any) -> bool:
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin is float:
-        return (isinstance(value, (int, float)) and not isinstance(value, bool)) or _is_number(value)
+        return not isinstance(value, bool) and _is_number(value)
     if origin is str:
         return isinstance(value, (str, int, float, bool))
     if origin is tuple and ... not in typing.get_args(part):
         return isinstance(value, list) and len(value) == len(typing.get_args(part))
     if origin in {list, tuple}:
-        return isinstance(value, list)
+        return isinstance(value, list) and (
+            not _holds_mappings(part) or all(isinstance(entry, dict) for entry in value)
+        )
     return isinstance(value, dict) if origin is dict else True
 
 
+def _holds_mappings(part: Any) -> bool:
+    return [typing.get_origin(option) or option for option in typing.get_args(part)] == [dict]
+
+
 def _is_number(value: Any) -> bool:
-    """YAML 1.1 reads `1e-3` as text."""
+    """YAML 1.1 reads `1e-3` as text; NaN is none."""
     try:
-        float(value)
+        return not math.isnan(float(value))
     except (TypeError, ValueError):
         return False
-    return True
 
 
 def _words(parts: list[Any], literals: list[Any]) -> str:
@@ -233,5 +289,6 @@ def _words(parts: list[Any], literals: list[Any]) -> str:
     for part in parts:
         origin: Any = typing.get_origin(part) or part
         count = f" of {len(typing.get_args(part))}" if origin is tuple and ... not in typing.get_args(part) else ""
+        count = count or (" of mappings" if origin is list and _holds_mappings(part) else "")
         words += [said[origin] + count] if origin in said else []
     return " or ".join(dict.fromkeys([*map(repr, literals), *words])) or "of the right type"

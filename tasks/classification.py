@@ -151,13 +151,21 @@ def published_classifier(backbone: Backbone | None, classes: int) -> tuple[nn.Mo
 
 
 def class_weight_tensor(space: LabelSpace, weights: Literal["balanced"] | list[float] | None) -> Tensor | None:
-    """Class weights float32 (C,); `balanced` is inverse frequency with mean 1 over the classes that occur."""
+    """Class weights float32 (C,); `balanced` is inverse frequency with mean 1 over the classes that occur.
+
+    Raises:
+        ConfigError: not one weight a class.
+    """
     if weights is None:
         return None
     if weights == "balanced":
         counts = torch.tensor(space.counts or (1,) * len(space.names), dtype=torch.float32)
         inverse = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
         return inverse * (counts > 0).sum() / inverse.sum().clamp(min=1e-12)
+    if len(weights) != len(space.names):
+        raise ConfigError(
+            f"class_weights has {len(weights)} weights for {len(space.names)} classes ({', '.join(space.names)})"
+        )
     return torch.tensor(weights, dtype=torch.float32)
 
 

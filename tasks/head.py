@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
@@ -16,6 +17,7 @@ from pipeline.backbones.traits import Demand, SizeError
 from pipeline.errors import ConfigError, NonFiniteLossError, nearest
 from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import LabelSpace
+from pipeline.ranges import require_between
 from pipeline.records import ImageTarget, Target
 
 Losses = dict[str, Tensor]
@@ -128,14 +130,41 @@ def build_head(
             raise ConfigError(f"head {name!r} ({kind}): unknown option {key!r}{nearest(key, known)}")
     extra = {key: value for key, value in (("backbone", backbone), ("size", size)) if key in arguments}
     try:
-        return factory(space=space, channels=backbone.channels, **extra, **_typed(name, factory, options))
+        checked = _typed(factory, options)
+        for key, value in checked.items():
+            _require_in_range(key, value)
+        return factory(space=space, channels=backbone.channels, **extra, **checked)
     except SizeError as error:
         raise SizeError(f"head {name!r} ({kind}): {error.told}", error.nearest) from error
     except ConfigError as error:
         raise ConfigError(f"head {name!r} ({kind}): {error}") from error
 
 
-def _typed(name: str, factory: HeadFactory, options: dict[str, Any]) -> dict[str, Any]:
+RANGES = {
+    "dropout": (0.0, 1.0),
+    "label_smoothing": (0.0, 1.0),
+    "threshold": (0.0, 1.0),
+    "nms_iou": (0.0, 1.0),
+    "one_gradient": (0.0, 1.0),
+    "share": (0.0, 1.0),
+    "bins": (2, math.inf),
+}
+RANGES |= dict.fromkeys(
+    ("width", "hidden", "max_boxes", "topk", "boxes", "proposals", "decoder_channels"), (1, math.inf)
+)
+RANGES |= dict.fromkeys(("focal_gamma", "dice", "lovasz", "auxiliary", "weight", "class_weights"), (0.0, math.inf))
+"""Smallest and largest value of heads' options; those whose names end in `_weight` are 0 or more too."""
+
+
+def _require_in_range(key: str, value: Any) -> None:
+    """Raises ConfigError for an option, or an entry of one, outside its range."""
+    low, high = RANGES.get(key, (0.0 if key.endswith("_weight") else -math.inf, math.inf))
+    for entry in value if isinstance(value, list) else [value]:
+        if isinstance(entry, (int, float)) and not isinstance(entry, bool):
+            require_between(key, entry, low, high)
+
+
+def _typed(factory: HeadFactory, options: dict[str, Any]) -> dict[str, Any]:
     """The options checked against, and turned into, the types of the head's constructor."""
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -144,7 +173,13 @@ def _typed(name: str, factory: HeadFactory, options: dict[str, Any]) -> dict[str
     try:
         checked = parser.parse_object(options)
     except ArgumentError as error:
-        raise ConfigError(f"head {name!r}: {' '.join(str(error).split())}") from error
+        key = next((key for key in options if f'Parser key "{key}' in str(error)), None)
+        if key is None:
+            raise ConfigError(" ".join(str(error).split())) from error
+        wanted, value = str(inspect.signature(factory).parameters[key].annotation), options[key]
+        literals = re.findall(r"'([^']+)'", wanted)
+        hint = nearest(value, literals) if literals and isinstance(value, str) else f"; it takes {wanted}"
+        raise ConfigError(f"{key} cannot be {value!r}{hint}") from error
     return dict(checked.as_dict())
 
 
@@ -157,7 +192,7 @@ def require_finite(losses: Losses, step: int, files: list[str]) -> None:
     """Raises NonFiniteLossError naming the heads, the step and the batch's files when a head's loss is NaN or infinite."""
     if not losses or torch.isfinite(torch.stack(list(losses.values())).detach()).all():
         return
-    broken = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
+    broken = [name for name, loss in losses.items() if not math.isfinite(float(loss.detach()))]
     raise NonFiniteLossError(
         f"the loss of head {', '.join(map(repr, broken))} became NaN or infinite at step {step};"
         f" batch files: {', '.join(files)}. Lower model.lr, or set trainer.gradient_clip_val"

@@ -209,9 +209,9 @@ class VisionModule(L.LightningModule):
         """Logs the epoch's mean losses and the heads' weights."""
         means = self._means.all()
         self.log_dict({f"train/{name}": value for name, value in means.items()})
-        heads = {n: means[f"{n}/loss"] for n in self.network.heads if f"{n}/loss" in means}
+        heads = {n: means[f"{n}/loss"] for n in self.network.keys if f"{n}/loss" in means}
         self.balancer.end_epoch(heads)
-        weights = self.balancer.weights({name: torch.zeros((), device=self.device) for name in self.network.heads})
+        weights = self.balancer.weights({name: torch.zeros((), device=self.device) for name in self.network.keys})
         self.log_dict({f"weight/{name}": value.detach() for name, value in weights.items()})
         self._means.reset()
 
@@ -294,7 +294,8 @@ class VisionModule(L.LightningModule):
         fused = not str(self.trainer.precision).startswith("16")
         nesterov = bool(self.settings["nesterov"])
         optimizer = build_optimizer(self.optimizer_name, groups, self.lr, self.momentum, fused, nesterov)
-        return build_schedule(optimizer, self.settings, int(self.trainer.estimated_stepping_batches))
+        total, every = int(self.trainer.estimated_stepping_batches), self.trainer.check_val_every_n_epoch or 1
+        return build_schedule(optimizer, self.settings, total, every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what builds the network again, as plain values; reloading never downloads."""

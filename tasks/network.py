@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ class VisionNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict(heads)
+        self.keys = module_keys(heads)
+        self.heads = nn.ModuleDict({self.keys[name]: head for name, head in heads.items()})
         self.in_channels, self.size = in_channels, size
         mean, std = (MEAN, STD) if in_channels == 3 else ((sum(MEAN) / 3,) * in_channels, (sum(STD) / 3,) * in_channels)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -49,7 +51,7 @@ class VisionNetwork(nn.Module):
         """Pixels uint8 or float 0 to 255 (B, C, H, W) to each head's raw outputs."""
         features = self.backbone(self.normalise(images))
         size = (images.shape[2], images.shape[3])
-        return {name: head(features, size) for name, head in self.heads.items()}
+        return {name: self.heads[key](features, size) for name, key in self.keys.items()}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels 0 to 255 to zero mean and unit variance, float32 (B, C, H, W)."""
@@ -72,7 +74,18 @@ class VisionNetwork(nn.Module):
 
     def named_heads(self) -> dict[str, Head]:
         """The heads by name, typed."""
-        return {name: head for name, head in self.heads.items() if isinstance(head, Head)}
+        return {name: head for name, key in self.keys.items() if isinstance(head := self.heads[key], Head)}
+
+
+def module_keys(names: Iterable[str]) -> dict[str, str]:
+    """Under which key an nn.ModuleDict takes each name: its own, but for dots and its attributes (`type`, `items`)."""
+    keys: dict[str, str] = {}
+    for name in names:
+        key = name.replace(".", "_")
+        while hasattr(nn.ModuleDict, key) or key in keys.values() or key == "training":
+            key += "_"
+        keys[name] = key
+    return keys
 
 
 def grey(images: Tensor) -> Tensor:

@@ -78,13 +78,16 @@ def warmup_steps(total: int, warmup: int, milestones: Sequence[float], drop: flo
     return factor
 
 
-def build_schedule(optimizer: optim.Optimizer, given: dict[str, Any], total: int) -> OptimizerLRScheduler:
+def build_schedule(
+    optimizer: optim.Optimizer, given: dict[str, Any], total: int, validated_every: int = 1
+) -> OptimizerLRScheduler:
     """The optimiser with its schedule, as Lightning takes them.
 
     Args:
         optimizer: whose rates are moved.
         given: VisionModule's `schedule`, `warmup`, `final_lr`, `milestones`, `drop` and `patience`.
         total: steps of the whole training.
+        validated_every: epochs from one validation to the next; between them there is no score to go by.
     """
     if given["schedule"] == "constant":
         return optimizer
@@ -92,7 +95,8 @@ def build_schedule(optimizer: optim.Optimizer, given: dict[str, Any], total: int
         plateau = optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, mode="max", factor=given["drop"], patience=given["patience"]
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/score"}}
+        stepped: Any = {"scheduler": plateau, "monitor": "val/score", "frequency": validated_every}
+        return {"optimizer": optimizer, "lr_scheduler": stepped}
     warmup = round(given["warmup"] * total)
     if given["schedule"] == "step":
         factor = warmup_steps(total, warmup, given["milestones"] or (0.5, 0.75), given["drop"])

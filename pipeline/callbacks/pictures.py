@@ -10,6 +10,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Timer
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -45,18 +46,23 @@ class Pictures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
     ) -> None:
         """Draws the sample's images as they pass."""
-        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if last:
+        last = is_last(trainer)
+        if last or may_stop_early(trainer):
             self._rank(pl_module, outputs, batch)
-        if not self.every_n_epochs or not (due or last):
+        if not self.every_n_epochs or not (last or self._due(trainer)):
             return
         wanted = min(self.count - len(self._sample), len(batch))
         if wanted > 0 and isinstance(outputs, dict):
             spaces = spaces_of(pl_module)
             self._sample += [draw_pair(batch, outputs, spaces, i) for i in range(wanted)]
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        """Whether this is the first validation after a multiple of `every_n_epochs`."""
+        done = trainer.current_epoch + 1
+        before = max(0, done - (trainer.check_val_every_n_epoch or 1))
+        return done // self.every_n_epochs > before // self.every_n_epochs
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Logs the sheet."""
@@ -65,6 +71,9 @@ class Pictures(L.Callback):
             write_png(file, sheet(self._sample, 2))
             keep(trainer, file)
         self._sample = []
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Logs the worst of the last validation."""
         self._tell_worst(trainer, "val")
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -106,6 +115,19 @@ class Pictures(L.Callback):
         self._worst = []
 
 
+def is_last(trainer: L.Trainer) -> bool:
+    """Whether no validation is planned after this one."""
+    every = trainer.check_val_every_n_epoch or 1
+    return trainer.max_epochs is not None and 0 < trainer.max_epochs < trainer.current_epoch + 1 + every
+
+
+def may_stop_early(trainer: L.Trainer) -> bool:
+    """Whether any validation may turn out to be the last one."""
+    if trainer.early_stopping_callbacks or trainer.max_steps > 0 or (trainer.max_epochs or -1) < 0:
+        return True
+    return any(isinstance(callback, Timer) for callback in cast("Any", trainer).callbacks)
+
+
 def folder_of(trainer: L.Trainer) -> Path:
     """Where pictures are written: beside the checkpoints, else in the trainer's folder."""
     place = getattr(trainer.checkpoint_callback, "dirpath", None)
@@ -121,7 +143,7 @@ def keep(trainer: L.Trainer, file: Path) -> None:
 
 def spaces_of(pl_module: L.LightningModule) -> dict[str, LabelSpace]:
     """The label space of each head."""
-    heads = cast("Any", pl_module).network.heads
+    heads = cast("Any", pl_module).network.named_heads()
     return {name: head.space for name, head in heads.items()}
 
 

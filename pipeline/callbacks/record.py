@@ -32,7 +32,7 @@ class CurvePictures(L.Callback):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             for name, image in draw_curves(head, curves).items():
-                file = folder / f"{head}_{name}.png"
+                file = folder / f"{head.replace('/', '_')}_{name}.png"
                 file.write_bytes(image)
                 for logger in cast("list[Any]", trainer.loggers):
                     if hasattr(logger, "log_file"):

@@ -83,13 +83,11 @@ class TrackRun(L.Callback):
             self._monitor = None
 
     def _curves(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        if trainer.world_size > 1:
-            return
         for name, metrics in getattr(module, "metrics", {}).items():
-            curves = metrics.curves()
+            curves = metrics.curves()  # on every rank: the metrics may gather from the others
             for logger in self._loggers(trainer):
                 if curves:
-                    logger.log_text(json.dumps(curves), f"curves/{stage}/{name}.json")
+                    logger.log_text(json.dumps(curves), f"curves/{stage}/{name.replace('/', '_')}.json")
 
 
 def trainer_is_child() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import warnings
 from typing import Any
 
@@ -38,6 +39,8 @@ class Albumentations:
         import albumentations as A  # its documentation's own short name
 
         transforms = [build_transform(A, dict(entry)) for entry in described]
+        for transform in transforms:
+            try_out(A, transform, size)
         fit = [A.LongestMaxSize(max_size_hw=size)]
         height, width = view or size
         pad = [A.PadIfNeeded(min_height=height, min_width=width, fill=FILL, fill_mask=IGNORE_INDEX)]
@@ -61,7 +64,12 @@ class Albumentations:
         given: dict[str, Any] = {"image": image, "bboxes": xyxy, "row": np.arange(len(flat))}
         if masks:
             given["masks"] = [np.asarray(labels[name]) for name in masks]
-        out = self.compose(**given)
+        try:
+            out = self.compose(**given)
+        except Exception as error:  # a library's transforms fail in any way they like
+            raise ConfigError(
+                f"data.augment: on a picture of {image.shape[1]} x {image.shape[0]}: {_said(error)}"
+            ) from error
         moved = np.asarray(out["bboxes"], np.float32).reshape(-1, 4)
         rows = np.asarray(out["row"], np.int64).reshape(-1)
         result: Labels = dict(labels)
@@ -75,9 +83,14 @@ class Albumentations:
 
 
 def build_transform(library: Any, described: dict[str, Any]) -> Any:
-    """One transform of the library from `{class_name: ..., argument: value}`; raises ConfigError."""
+    """One transform of the library from `{class_name: ..., argument: value}`; raises ConfigError.
+
+    `OneOf` and its like take others in their turn, as `transforms`.
+    """
     name = described.pop("class_name", None)
-    known = [n for n, v in vars(library).items() if inspect.isclass(v) and issubclass(v, library.BasicTransform)]
+    bases = (library.BasicTransform, library.BaseCompose)
+    known = [n for n, v in vars(library).items() if inspect.isclass(v) and issubclass(v, bases)]
+    known = [n for n in known if n not in _NOT_TO_NAME]
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"data.augment: unknown transform {name!r}{nearest(str(name), known) if name else ''}")
     kind = getattr(library, name)
@@ -85,10 +98,61 @@ def build_transform(library: Any, described: dict[str, Any]) -> Any:
     for argument in described:
         if argument not in arguments:
             raise ConfigError(f"data.augment: {name} has no argument {argument!r}{nearest(argument, arguments)}")
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in described.items()}
+    if issubclass(kind, library.BaseCompose) and "transforms" in given:
+        if not all(isinstance(entry, dict) for entry in given["transforms"]):
+            raise ConfigError(f"data.augment: transforms of {name} are mappings with a class_name each")
+        given["transforms"] = [build_transform(library, dict(entry)) for entry in given["transforms"]]
     with warnings.catch_warnings():
         # albumentations only warns of values it ignores.
         warnings.simplefilter("error", UserWarning)
         try:
-            return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in described.items()})
+            return kind(**given)
         except (ValueError, TypeError, UserWarning) as error:
-            raise ConfigError(f"data.augment: {name}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"data.augment: {name}: {_said(error)}") from error
+
+
+_NOT_TO_NAME = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "NoOp3D"}
+_NOT_TO_NAME |= {"BaseCompose", "Compose", "ReplayCompose"}
+"""Bases, and what the adapter itself is."""
+
+
+def try_out(library: Any, transform: Any, size: tuple[int, int]) -> None:
+    """Applies a transform once, as a mistake in it is better told now than by a loader's worker.
+
+    Raises:
+        ConfigError: it fails on a picture as large as they come, or leaves something else than RGB pixels.
+    """
+    name = type(transform).__name__
+    if isinstance(transform, library.BaseCompose):
+        for inner in transform.transforms:
+            try_out(library, inner, size)
+        return
+    sides = [round(1.5 * max(size))] * 2  # larger ones are shrunk to this when they are read
+    image = np.random.default_rng(0).integers(0, 256, (*sides, 3), np.uint8)
+    chance, transform.p = transform.p, 1.0
+    boxes = library.BboxParams(format="pascal_voc", label_fields=["row"], min_area=4, clip=True)
+    given = {"bboxes": np.asarray([[2, 2, 20, 20]], np.float32), "row": np.zeros(1), "masks": [image[..., 0] // 128]}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of boxes that a change of colour does not move
+            out = library.Compose([transform], bbox_params=boxes, seed=0)(image=image, **given)["image"]
+    except Exception as error:  # a library's transforms fail in any way they like
+        raise ConfigError(f"data.augment: {name}: {_said(error)}") from error
+    finally:
+        transform.p = chance
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
+        form = f"{out.dtype} of shape {list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
+        raise ConfigError(
+            f"data.augment: {name} gives {form}, where uint8 RGB pixels are expected; the network normalises by itself"
+        )
+
+
+def _said(error: BaseException) -> str:
+    """An error's message in one line, without what pydantic puts about it."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\d+ validation errors? for \w+ ", "", text)
+    text = re.sub(
+        r"\[type=\w+, input_value=(.*?), input_type=\w+\] For further information visit \S+", r"(not \1)", text
+    )
+    return text[:300] or type(error).__name__

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pipeline.data.sampling import TrainBatches
+from pipeline.errors import TrifocalError
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -20,9 +21,12 @@ class ResumableLoader(DataLoader[Any]):
         """Batches of the epoch, counted."""
         assert isinstance(self.batch_sampler, TrainBatches)
         self.done = self.batch_sampler.skip
-        for batch in super().__iter__():
-            self.done += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                self.done += 1
+                yield batch
+        except TrifocalError as error:
+            raise type(error)(own_words(str(error))) from None
 
     def state_dict(self) -> dict[str, int]:
         """`done`: batches of this epoch that training has had (0 at its end)."""
@@ -32,6 +36,11 @@ class ResumableLoader(DataLoader[Any]):
         """Leaves out the batches that are done."""
         assert isinstance(self.batch_sampler, TrainBatches)
         self.batch_sampler.skip = state["done"]
+
+
+def own_words(message: str) -> str:
+    """An error's message without the traceback that a worker process puts before it."""
+    return message.rpartition(f"\n{TrifocalError.__module__}.")[2].partition("Error: ")[2].strip() or message
 
 
 def start_worker(number: int) -> None:  # noqa: ARG001  # the loader gives it

@@ -23,7 +23,7 @@ from pipeline.data.collate import Collate
 from pipeline.data.dataset import RecordDataset, View
 from pipeline.data.disk_cache import DiskCache
 from pipeline.data.formats.base import Problem, SourceData
-from pipeline.data.formats.detect import read_source
+from pipeline.data.formats.detect import read_source, unknown_format
 from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement, unlabelled
 from pipeline.data.loader import ResumableLoader, start_worker
 from pipeline.data.mix import Mixing
@@ -106,6 +106,7 @@ class VisionData(L.LightningDataModule):
         for number, source in enumerate(sources or []):
             if not 0 < source.weight < float("inf"):
                 raise ConfigError(f"data.sources[{number}].weight must be a number above 0, not {source.weight}")
+        _check_formats([format, *(source.format for source in sources or [])])
         self.sources = sources or ([Source(root, format)] if root is not None else [])
         _check_keys("shapes", shapes, read_shapes)
         _check_keys("signals", signals, read_signals)
@@ -311,6 +312,11 @@ def _plain_settings(given: dict[str, Any]) -> dict[str, Any]:
         plain["root"] = str(Path(plain["root"]).absolute())
     plain["sources"] = [{**asdict(s), "root": str(Path(s.root).absolute())} for s in plain["sources"] or []]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+def _check_formats(given: list[str]) -> None:
+    for wrong in filter(None, map(unknown_format, given)):
+        raise ConfigError(wrong)
 
 
 def _check_keys(name: str, given: dict[str, int] | None, reader: Callable[..., SourceData]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlflow
 import pytest
 import torch
 import yaml
@@ -57,6 +58,37 @@ def test_a_checkpoint_is_validated_and_predicts(command, tmp_path):
     assert len(list(tmp_path.glob("outputs/runs/*/best.ckpt"))) == 1
 
 
+def test_a_metric_that_is_not_logged_is_one_line(command, tmp_path):
+    options = with_callback(tmp_path, "EarlyStopping", monitor="val/scor", mode="max")
+    code, _, err = command("fit", *QUICK, *options, "--trainer.max_epochs", "1")
+    assert code == 2
+    assert err.strip().splitlines()[-1].endswith("'val/scor', which is not logged; did you mean 'val/score'?")
+    assert "Traceback" not in err
+
+
+def test_a_resumed_run_keeps_a_config_that_starts_anew_and_needs_no_first_weights(command, tmp_path):
+    quick = [*QUICK, "--model.backbone", "light", "--trainer.max_epochs", "1"]
+    assert command("fit", *quick)[0] == 0
+    (start,) = tmp_path.glob("outputs/runs/*/best.ckpt")
+    weights = start.rename(tmp_path / "start.ckpt")
+    for file in tmp_path.glob("outputs/runs/*/last.ckpt"):
+        file.unlink()
+    given = [*overlay(tmp_path, {"model": {"init_args": {"weights": str(weights)}}}), "--data.batch_size", "7"]
+    assert command("fit", *quick, *given)[0] == 0
+    weights.unlink()  # or on a hub that cannot be reached
+    code, _, err = command("fit", *quick, *given, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert code == 0, err[-2000:]
+    _, (run, _) = runs_of(tmp_path)
+    config = yaml.safe_load(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml"))
+    assert config["ckpt_path"] is None
+    assert config["trainer"]["logger"]["init_args"]["run_id"] is None
+    assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (2, 7)
+    assert config["model"]["init_args"]["weights"] == str(weights)
+    code, _, err = command("fit", *quick, "--ckpt_path", "last", "--model.weights", "imagenet")
+    assert code == 2
+    assert "ckpt_path" in err.strip().splitlines()[-1]
+
+
 def test_early_stopping_stops(command, tmp_path):
     options = with_callback(
         tmp_path, "EarlyStopping", monitor="val/score", mode="max", patience=1, min_delta=2.0, verbose=False
@@ -81,7 +113,7 @@ def test_a_frozen_backbone_keeps_its_weights_until_its_epoch(command, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model.schedule", "plateau"],
+        ["--model.schedule", "plateau", "--trainer.check_val_every_n_epoch", "2"],  # no score after the first epoch
         ["--model.optimizer", "sgd", "--model.lr", "0.01", "--model.l1", "1e-6", "--model.l2", "1e-5"],
         ["--model.balancing", "uncertainty", "--model.backbone_lr_factor", "0.1"],
         ["--model.balancing", "dwa", "--trainer.accumulate_grad_batches", "2"],

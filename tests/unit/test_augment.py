@@ -99,11 +99,35 @@ def test_the_same_draw_gives_the_same_view():
         ({"class_name": "Affine", "scale": "big"}, "Affine"),
         ({"class_name": "GaussNoise", "std_range": [2, 3]}, "GaussNoise"),
         ({"p": 1}, "unknown transform None"),
+        ({"class_name": "HorizontalFlip", "p": 7}, r"HorizontalFlip: p Input should be .* \(not 7\)$"),
+        ({"class_name": "Normalize"}, "Normalize gives float32 .* the network normalises by itself"),
+        ({"class_name": "ToGray", "num_output_channels": 1, "p": 0.1}, "ToGray gives uint8"),
+        ({"class_name": "ToTensorV2"}, "ToTensorV2 gives"),
+        ({"class_name": "RandomCrop", "height": 97, "width": 20}, "RandomCrop: Crop size"),
+        ({"class_name": "OneOf", "transforms": [{"class_name": "Blurr"}]}, "did you mean 'Blur'"),
+        ({"class_name": "OneOf", "transforms": ["Blur"]}, "transforms of OneOf are mappings"),
     ],
 )
 def test_a_mistake_names_the_transform_and_the_remedy(entry, message):
     with pytest.raises(ConfigError, match=message):
         Albumentations([entry], (64, 64))
+
+
+def test_a_transform_that_fails_on_a_small_picture_names_its_size():
+    view = Albumentations([{"class_name": "RandomCrop", "height": 90, "width": 90}], (64, 64))
+    with pytest.raises(ConfigError, match=r"data\.augment: on a picture of 60 x 50: Crop size"):
+        view(np.zeros((50, 60, 3), np.uint8), {}, np.random.default_rng(0))
+
+
+def test_one_of_several_transforms_is_drawn():
+    entry = {
+        "class_name": "OneOf",
+        "p": 1.0,
+        "transforms": [{"class_name": n} for n in ("HorizontalFlip", "Transpose")],
+    }
+    view = Albumentations([entry], (160, 160))
+    found = {view(*labelled(), np.random.default_rng(seed))[1]["objects"].xyxy.round().tobytes() for seed in range(12)}
+    assert len(found) == 2
 
 
 def test_presets_by_task():

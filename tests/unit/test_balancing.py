@@ -121,7 +121,11 @@ def test_gradient_figures_by_hand():
     [
         ("uncertanty", "did you mean 'uncertainty'"),
         ({"kind": "fixed", "weights": {"objcts": 2}}, "did you mean 'objects'"),
-        ({"kind": "dwa", "temprature": 1}, "balancing 'dwa': .*temprature"),
+        ({"kind": "dwa", "temprature": 1}, "balancing 'dwa': .*temprature.*did you mean 'temperature'"),
+        ({"kind": "dwa", "temperature": 0}, "temperature must be above 0"),
+        ({"kind": "fixed", "weights": {HEADS[0]: -1}}, "must be a number of 0 or more"),
+        ({"kind": "fixed", "weights": {HEADS[0]: "big"}}, "not 'big'"),
+        ("Krum", "'Krum' needs arguments"),
     ],
 )
 def test_mistakes_are_told(given, told):

@@ -193,22 +193,27 @@ def test_an_image_predicted_as_labelled_has_no_error_and_an_unlabelled_one_none_
     assert errors(batch, wrong)[0] == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("stage", ["validation", "test"])
-def test_the_fixed_sample_and_the_worst_are_drawn_the_very_worst_first(stage, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "every", "epochs", "drawn"),
+    [
+        ("validation", 1, (0, 4, 6), {"epoch_0004.png", "epoch_0006.png"}),
+        # No epoch is validated that is a multiple of five, and the last one is not validated at all.
+        ("validation", 3, (2, 5), {"epoch_0005.png"}),
+        ("test", 1, (0,), set()),
+    ],
+)
+def test_the_fixed_sample_and_the_worst_are_drawn_the_very_worst_first(stage, every, epochs, drawn, tmp_path):
     space = LabelSpace("classes", ("a", "b"))
-    module = SimpleNamespace(network=SimpleNamespace(heads={"scene": SimpleNamespace(space=space)}))
+    module = SimpleNamespace(network=SimpleNamespace(named_heads=lambda: {"scene": SimpleNamespace(space=space)}))
     kept = []
     logger = SimpleNamespace(log_file=lambda file, folder: kept.append((file.name, folder)))
     made = SimpleNamespace(
         max_epochs=7, sanity_checking=False, is_global_zero=True, checkpoint_callback=None,
-        default_root_dir=str(tmp_path), loggers=[logger],
+        default_root_dir=str(tmp_path), loggers=[logger], early_stopping_callbacks=[], callbacks=[], max_steps=-1,
+        check_val_every_n_epoch=every,
     )  # fmt: skip
     callback = Pictures(every_n_epochs=5, count=3, worst=2)
-    for epoch, drawn in (
-        (0, set()),
-        (4, {"epoch_0004.png"}),
-        (6, {"epoch_0006.png", "val_worst.png", "val_worst.json"}),
-    ):
+    for epoch in epochs:
         kept.clear()
         made.current_epoch = epoch
         getattr(callback, f"on_{stage}_epoch_start")(made, module)
@@ -220,9 +225,12 @@ def test_the_fixed_sample_and_the_worst_are_drawn_the_very_worst_first(stage, tm
             outputs = {"scene": ClassPrediction(torch.stack([sure, 1 - sure], 1))}
             getattr(callback, f"on_{stage}_batch_end")(made, module, outputs, batch, number)
         getattr(callback, f"on_{stage}_epoch_end")(made, module)
-        wanted = drawn if stage == "validation" else {"test_worst.png", "test_worst.json"}
+        wanted = {f"epoch_{epoch:04}.png"} & drawn if stage == "validation" else {"test_worst.png", "test_worst.json"}
         assert {name for name, _ in kept} == wanted
         assert all(folder == "pictures" for _, folder in kept)
+    if stage == "validation":
+        callback.on_train_end(made, module)
+        assert {name for name, _ in kept} >= {"val_worst.png", "val_worst.json"}
     short = {"validation": "val"}.get(stage, stage)
     told = json.loads((tmp_path / "pictures" / f"{short}_worst.json").read_text())
     assert told == [{"image": "11.png", "error": 0.7}, {"image": "10.png", "error": 0.5}]

@@ -36,6 +36,17 @@ def test_environment_then_configs_in_order_then_the_command_line(tmp_path, monke
     assert (data["workers"], data["batch_size"], data["seed"]) == (1, 5, 5)
 
 
+def test_every_argument_of_the_network_and_the_logger_is_settable_from_the_environment(monkeypatch, capsys):
+    for name, value in {"MODEL__WARMUP": "0.3", "MODEL__LR": "9", "MODEL__HEADS__DETECTION__WIDTH": "32"}.items():
+        monkeypatch.setenv(f"TRIFOCAL_FIT__{name}", value)
+    monkeypatch.setenv("TRIFOCAL_FIT__TRAINER__LOGGER__EXPERIMENT", "mine")
+    found = printed(capsys, "--model.momentum", "0.8")
+    model = found["model"]["init_args"]
+    assert (model["warmup"], model["lr"], model["momentum"]) == (0.3, 0.001, 0.8)  # the config's rate wins
+    assert model["heads"] == {"detection": {"width": 32}}
+    assert found["trainer"]["logger"]["init_args"]["experiment"] == "mine"
+
+
 def test_a_wrong_value_in_the_environment_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("TRIFOCAL_FIT__DATA__WORKERS", "many")
     assert cli.main(["fit", "--config", str(ROOT / "configs" / "multitask.yaml")]) == ConfigError.exit_code

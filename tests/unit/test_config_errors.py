@@ -8,6 +8,7 @@ from lightning import Trainer
 from pipeline.callbacks.checkpoints import Checkpoints
 from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
+from pipeline.env_options import environment_options
 from tasks.multitask import DetectionModule, MultiTaskModule
 
 SCHEMA = {"data": VisionData, "trainer": Trainer, "checkpoints": Checkpoints}
@@ -28,6 +29,11 @@ MISTAKES = {
     "trainer:\n  callbacks:\n  - class_path: EarlyStoping": ("'EarlyStoping'", "'EarlyStopping'", 3),
     "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {moniter: x}": ("'moniter'", "'monitor'", 4),
     "model: [a": ("not valid YAML", "", 1),
+    "lr: 0.1": ("'lr'", "'model.lr'", 1),
+    "model: {init_args: {lr: .nan}}": ("model.lr: nan", "a number", 1),
+    "data:\n  augment: [HorizontalFlip]": ("['HorizontalFlip']", "a list of mappings", 2),
+    "data:\n  sources:\n  - {root: x, wieght: 3}": ("'wieght'", "'weight'", 3),
+    "data:\n  sources: [x]": ("'x'", "a mapping of root", 2),
 }
 
 
@@ -68,6 +74,33 @@ def test_a_right_config_has_no_mistakes(tmp_path):
         "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/score}}], precision: bf16-mixed}\n"
     )
     assert diagnose(["fit", "--config", str(file), "--trainer.max_epochs=3"], SCHEMA, MODELS) is None
+
+
+@pytest.mark.parametrize("text", ["", "- a", "text"])
+def test_a_config_without_sections_is_told(text, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    told = diagnose(["fit", "--config", str(file)], SCHEMA, MODELS)
+    assert told == f"a config is a mapping of sections such as `data: {{size: 320}}` (in {file})"
+
+
+def test_a_mistake_in_the_environment_is_named_with_its_variable():
+    variables = environment_options("fit", {"TRIFOCAL_FIT__DATA__BACHSIZE": "3", "TRIFOCAL_TEST__DATA__X": "1"})
+    told = diagnose(["fit"], SCHEMA, MODELS, variables)
+    assert "'batch_size'" in told
+    assert told.endswith("(in the environment, TRIFOCAL_FIT__DATA__BACHSIZE)")
+    told = locate("unknown backbone 'x81'", ["fit"], {"TRIFOCAL_FIT__MODEL__BACKBONE": "--model.backbone=x81"})
+    assert told.endswith("(in the environment, TRIFOCAL_FIT__MODEL__BACKBONE)")
+
+
+def test_a_setting_out_of_its_range_is_found_and_remedies_are_no_places(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model:\n  init_args:\n    backbone: resnet18\ndata:\n  flip: 3\n")
+    config = ["fit", "--config", str(file)]
+    assert locate("data.flip must be from 0 to 1, not 3.0", config).endswith(f"(in {file}, line 5)")
+    wrong = "unknown backbone 'resnet81'; did you mean 'resnet18'?"
+    assert locate(wrong, [*config, "--model.backbone=torchvision/resnet81"]) == f"{wrong} (on the command line)"
+    assert locate(wrong, config) == wrong
 
 
 def test_a_word_of_a_message_is_found_where_it_stands(tmp_path):

@@ -156,6 +156,18 @@ def test_wrong_settings_are_told_at_once(options, message):
         VisionData(**options)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_are_all_broken_stop_a_run_with_one_line(workers, tmp_path):
+    root = folder(tmp_path / "data", ["a", "b"], 12)
+    for file in root.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:300])
+    data = VisionData(str(root), size=32, batch_size=4, workers=workers)
+    with pytest.raises(DataError) as told:
+        next(iter(data.train_dataloader()))
+    assert str(told.value).startswith("twenty images in a row cannot be read, among them ")
+    assert "Traceback" not in str(told.value)
+
+
 def test_a_missing_split_is_told(tmp_path):
     data = VisionData(str(folder(tmp_path, ["a", "b"])), size=32, split=(0.8, 0.2, 0.0), workers=0)
     assert len(data.val_dataloader()) == 1

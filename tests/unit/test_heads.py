@@ -106,6 +106,36 @@ def test_unknown_names_are_told_with_the_nearest():
         build_network("resnet18", 3, None, {"objects": {"width": "wide"}}, SPACES)
 
 
+@pytest.mark.parametrize(
+    ("head", "options", "told"),
+    [
+        ("scene", {"dropout": 1.5}, "dropout must be from 0 to 1"),
+        ("scene", {"label_smoothing": 2}, "label_smoothing must be from 0 to 1"),
+        ("scene", {"loss": "focl"}, "loss cannot be 'focl'; did you mean 'focal'"),
+        ("scene", {"class_weights": [1, 2]}, "class_weights has 2 weights for 3 classes"),
+        ("surface", {"class_weights": [1, -2]}, "class_weights must be 0 or more"),
+        ("surface", {"decoder_channels": [0, 1, 2, 3]}, "decoder_channels must be 1 or more"),
+        ("surface", {"dice": -1}, "dice must be 0 or more"),
+        ("objects", {"bins": 1}, "bins must be 2 or more"),
+        ("objects", {"max_boxes": 0}, "max_boxes must be 1 or more"),
+        ("objects", {"box_weight": -1.0}, "box_weight must be 0 or more"),
+    ],
+)
+def test_an_option_that_cannot_train_is_told_with_its_head(head, options, told):
+    with pytest.raises(ConfigError, match=rf"head '{head}' \(\w+\): {told}"):
+        build_network("light", 3, None, {head: options}, SPACES)
+
+
+def test_a_field_may_have_any_name():
+    """Also those that a torch module cannot take: the names of its attributes, and dots."""
+    names = ("type", "items", "training", "is.cell", "is_cell", "indoor/outdoor", "scene type")
+    spaces = {name: LabelSpace("classes", ("a", "b")) for name in names}
+    network = build_network("light", 3, None, {name: {} for name in names}, spaces).train()
+    assert set(network(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))) == set(names) == set(network.named_heads())
+    again = build_network("light", 3, None, {name: {} for name in names}, spaces)
+    again.load_state_dict(network.state_dict())
+
+
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 def test_softmax_of_pixels_is_torchs(scale):
     logits = scale * torch.randn(2, 5, 8, 6)

@@ -72,9 +72,8 @@ def read_source(root: Path, format: str = "auto") -> SourceData:  # noqa: A002  
         DataError: no labels found, an unknown format, or broken label files.
     """
     parts = (detect(root) if format == "auto" else format).split("+")
-    for part in parts:
-        if part not in READERS:
-            raise DataError(f"data.format: unknown format {part!r}{nearest(part, ('auto', *READERS))}")
+    if (wrong := unknown_format("+".join(parts))) is not None:
+        raise DataError(wrong)
     if not root.is_dir():
         raise DataError(f"data.root {root} is not a folder")
     sources = [_once(READERS[part].read(root)) for part in parts]
@@ -94,6 +93,12 @@ def read_source(root: Path, format: str = "auto") -> SourceData:  # noqa: A002  
         )
     merged.problems += _parted_groups(merged.records)
     return merged
+
+
+def unknown_format(format: str) -> str | None:  # noqa: A002  # the config's name for it
+    """What is wrong with a value of `data.format`, None when nothing is."""
+    wrong = next((part for part in format.split("+") if part not in READERS and format != "auto"), None)
+    return None if wrong is None else f"data.format: unknown format {wrong!r}{nearest(wrong, ('auto', *READERS))}"
 
 
 def _labelled_class(source: SourceData, root: Path) -> Path | None:
