@@ -91,7 +91,7 @@ class MaskRuns:
 
         height, width = self.size
         found: dict[int, tuple[int, str]] = {}
-        for kind in np.unique(self.values).tolist():
+        for kind in np.flatnonzero(np.bincount(self.values)).tolist():
             counts = _counts(self.values == kind, self.lengths)
             packed = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
             found[kind] = (int(counts[1::2].sum()), packed["counts"].decode("ascii"))

@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from pipeline.bundle import Bundle
@@ -116,6 +115,8 @@ def measure(engine: Engine, bundle: Bundle, seconds: float, batch: int = 1) -> f
 
 def machine_key(bundle: Bundle, threads: int | None, streams: int) -> str:
     """Changes when the processor, a GPU, the cores, an engine's version or the bundle change."""
+    from importlib import metadata  # only where an engine is chosen: it takes two megabytes
+
     versions = []
     for package in ("onnxruntime", "onnxruntime-gpu", "openvino", "torch"):
         try:

@@ -19,7 +19,10 @@ from serving.workers import wire
 log = logging.getLogger("trifocal.workers")
 
 PRELOAD = "serving.workers.preloaded"
-"""Imported once in the process that all workers are forked from: they start at once and share its memory."""
+"""Imported once in the process that all workers are forked from: they start at once and share its memory.
+
+The command's own module goes first, which each of them would otherwise import anew.
+"""
 
 Target = Callable[[Connection, dict[str, Any]], None]
 
@@ -53,7 +56,7 @@ class Worker:
 def start_nursery() -> None:
     """Starts the process that workers are forked from; later calls find it running. Raises ServeError."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOAD])
+    context.set_forkserver_preload(["__main__", PRELOAD])
     from multiprocessing import forkserver
 
     try:

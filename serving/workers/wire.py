@@ -5,11 +5,13 @@ JSON and not pickle: a decoder that a hostile image took over must not be able t
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the workers, who have one job at a time, do without
+    import asyncio
 
 Head = dict[str, Any]
 
@@ -28,7 +30,7 @@ async def read(reader: asyncio.StreamReader) -> tuple[Head, bytes]:
         head, body = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
         text = await reader.readexactly(head)
         return json.loads(text), await reader.readexactly(body) if body else b""
-    except (asyncio.IncompleteReadError, OSError) as error:
+    except (EOFError, OSError) as error:
         raise EOFError("the worker is gone") from error
 
 

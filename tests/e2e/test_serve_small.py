@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ import psutil
 import pytest
 
 from serving.workers.entry import IDLE_S
-from tests.e2e.services import Running, picture
+from tests.e2e.services import ROOT, Running, picture
 from tests.unit.bundles import known_bundle
 
 
@@ -43,6 +45,28 @@ def test_an_idle_service_takes_less_than_200_mb_and_no_processor_time(service):
     # Shared pages count once.
     memory = {process.name(): process.memory_full_info().pss / 2**20 for process in everyone(service)}
     assert sum(process.memory_full_info().pss for process in everyone(service)) < 200 * 2**20, memory
+
+
+def test_workers_inherit_what_they_need_and_no_more():
+    code = """
+import sys
+import serving.workers.preloaded
+loaded = set(sys.modules)
+from tests.fuzz.targets import decoder, decoder_seeds
+before = set(sys.modules)
+for seed in decoder_seeds():
+    decoder(seed)
+import numpy as np
+from pipeline.imaging.runs import MaskRuns
+MaskRuns.of(np.eye(9, dtype=np.uint8)).encoded()
+late = {name for name in set(sys.modules) - before if not name.startswith("encodings.")}
+unwanted = {"asyncio", "email", "importlib.metadata", "PIL.PdfImagePlugin", "PIL.AvifImagePlugin", "pydantic"}
+print(len(loaded), sorted(late), sorted(unwanted & loaded))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    count, rest = done.stdout.strip().split(" ", 1)
+    assert rest == "[] []"
+    assert int(count) < 400
 
 
 def test_engines_have_no_thread_of_their_own_and_report_nothing(tmp_path):
