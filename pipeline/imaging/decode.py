@@ -104,9 +104,9 @@ def _decode(
         if image.width * image.height > max_pixels:
             raise ImageSizeError(f"{name}: {image.width} x {image.height} is more than {max_pixels} pixels")
         if image.format == "JPEG" and image.mode in {"RGB", "L"}:
-            turned = _orientation(image)
+            orientation = _orientation(image)
             pixels = _decode_jpeg(data, (image.height, image.width), at_least)
-            return _turn(pixels, turned), _upright_size(image)
+            return np.ascontiguousarray(turned(pixels, orientation)), _upright_size(image)
         # The pixels first: on a broken file, asking for EXIF first would hide the damage.
         image.load()
         rgb = _to_rgb(image)
@@ -137,15 +137,15 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
-    """Applies an EXIF orientation to pixels (H, W, 3)."""
+def turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels (H, W, 3) seen upright by their EXIF orientation, without a copy."""
     if orientation in {5, 6, 7, 8}:
         pixels = pixels.swapaxes(0, 1)
     if orientation in {3, 4, 7, 8}:
         pixels = pixels[::-1]
     if orientation in {2, 3, 6, 7}:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

@@ -14,19 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundle import HeadSpec, Manifest
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, ImageSizeError
 from pipeline.imaging.decode import decode_bytes
 from pipeline.imaging.draw import draw_mask
 from pipeline.imaging.runs import MaskRuns
 from serving.batch.names import raw
+from serving.batch.regions import thumbnail
 from serving.batch.rows import Row
+from serving.batch.sources import Source
 from serving.batch.summary import figure
 from serving.batch.tally import BINS, HeadTally, Tally
 
 SIDE = 160
 """Longer side of a sample, pixels."""
 
-Read = Callable[[bytes], bytes]
 Small = Callable[[str], NDArray[np.uint8]]
 
 _STYLE = """
@@ -48,20 +49,20 @@ figcaption{font-size:12px;line-height:1.35;margin-top:.2rem;overflow-wrap:anywhe
 """
 
 
-def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read) -> str:
+def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, source: Source) -> str:
     """The page.
 
     Args:
         summary: as `summary_of` makes it; its `timing` is left out, so that the page is the same every time.
         tally: histograms, samples and errors.
         manifest: the model's.
-        read: an image's bytes by its name; raises ImageError.
+        source: where the images are.
     """
     images, model = summary["images"], summary["model"]
 
     @lru_cache(maxsize=256)  # one picture is often a sample of several classes
     def small(image: str) -> NDArray[np.uint8]:
-        pixels = decode_bytes(read(raw(image)), image, SIDE)[0]
+        pixels = _decoded(source, image)
         scale = SIDE / max(pixels.shape[:2])
         size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
         shrunk: NDArray[np.uint8] = cv2.resize(
@@ -101,6 +102,19 @@ def report(summary: dict[str, Any], tally: Tally, manifest: Manifest, read: Read
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
+
+
+def _decoded(source: Source, image: str) -> NDArray[np.uint8]:
+    """An image's pixels, perhaps shrunk to no less than SIDE; raises ImageError."""
+    path = source.path(raw(image))
+    content: bytes | None = None
+    try:
+        content = source.read(raw(image))
+        return decode_bytes(content, image, SIDE)[0]
+    except ImageSizeError:
+        if content is None and path is None:
+            raise
+    return thumbnail(path or content or b"", image, SIDE)
 
 
 PLAIN = {"masks": True, "tile": 0, "tta": "none", "format": [], "overlay": False, "crops": False}

@@ -296,7 +296,7 @@ class BatchRun:
             raise DataError(f"{settings.source} holds no image; left out: {told}")
         about = {"source": source.identity, "options": settings.identity(), "engine": engine}
         summary = summary_of(tally, manifest, about, scorer.scores() if scorer else None)
-        journal.put("report.html", report(summary, tally, manifest, source.read).encode())
+        journal.put("report.html", report(summary, tally, manifest, source).encode())
         timing.seconds = time.perf_counter() - started
         summary["timing"] = timing.plain()
         journal.put("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import ConfigError, DataError, ImageError
+from pipeline.errors import ConfigError, DataError, ImageError, ImageSizeError
 from pipeline.imaging.decode import MAX_BYTES
 from serving.batch.names import shown
 from serving.batch.patterns import Found, divided, matching
@@ -81,7 +81,7 @@ class LocalFiles:
         try:
             with open(os.path.join(self._base, name), "rb") as file:
                 if limit is None and os.fstat(file.fileno()).st_size > MAX_BYTES:
-                    raise ImageError(f"{shown(name)}: larger than {MAX_BYTES >> 20} MiB")
+                    raise ImageSizeError(f"{shown(name)}: larger than {MAX_BYTES >> 20} MiB")
                 return file.read(-1 if limit is None else limit)
         except OSError as error:
             raise ImageError(f"{shown(name)}: {error.strerror or error}") from error

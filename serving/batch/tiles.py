@@ -65,7 +65,7 @@ class Tiles:
 
     def prepare(self, content: bytes | None, name: str, path: Path | None) -> Pieces:
         """Opened and divided; raises ImageError."""
-        regions = open_regions(content, name, path)
+        regions = open_regions(content, name, path, self._folder)
         return Pieces(regions, cut(regions.size, self._tile, self._overlap))
 
     def answers(self, views: Sequence[Pieces]) -> list[Answer]:
@@ -152,6 +152,6 @@ def empty_mask(size: tuple[int, int], folder: Path) -> NDArray[np.uint8]:
     """A mask (h, w) of zeros, in a nameless file where it is large, so that memory does not hold it."""
     if size[0] * size[1] <= IN_MEMORY:
         return np.zeros(size, np.uint8)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder if folder.is_dir() else None) as file:  # an actor's machine may not have it
         file.truncate(size[0] * size[1])
         return np.memmap(file, np.uint8, "r+", shape=size)

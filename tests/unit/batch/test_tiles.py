@@ -18,7 +18,7 @@ from pipeline.imaging.runs import MaskRuns
 from serving.answers import BoxAnswer, LabelAnswer
 from serving.batch.merge import average_boxes, merge_tiles, overlaps
 from serving.batch.picture import Picture
-from serving.batch.regions import InMemory, OnDisk
+from serving.batch.regions import InMemory, on_disk, thumbnail
 from serving.batch.tiles import cut, empty_mask, merge_labels, starts
 from serving.batch.tta import MirroredEngine
 from tests.unit.batch.helpers import content, predict
@@ -159,7 +159,10 @@ def test_a_picture_too_large_to_decode_is_read_by_region(ending, folder, model, 
     predict(source, model, tmp_path / "disk", **options)
     memory, disk = content(tmp_path / "memory"), content(tmp_path / "disk")
     for found in (memory, disk):
-        found.pop("report.html")  # its thumbnails need the whole picture
+        found.pop("report.html")  # its samples are shrunk by another library
+    page = (tmp_path / "disk" / "report.html").read_text()
+    assert page.count("<figure><img") == page.count("<figure>") > 3
+    assert not list((tmp_path / "disk" / ".batch" / "tmp").iterdir())
     if ending != "jpg":  # the two decoders may differ in the last bit
         assert disk == memory
     assert disk.keys() == memory.keys()
@@ -177,12 +180,19 @@ def test_regions_are_upright_and_over_white_like_any_other(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.tif", exif=exif)
-    for name in ("alpha.png", "turned.tif"):
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    for name in ("alpha.png", "turned.tif", "turned.png", "grey.png"):
         plain, size = decode.read_image(tmp_path / name)
-        regions = OnDisk(tmp_path / name, name)
-        assert regions.size == size
-        found = regions.crop(0, 0, size[1], size[0])
-        assert np.abs(found.astype(int) - plain).max() <= 1
+        for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+            regions = on_disk(source, name, tmp_path)
+            assert regions.size == size
+            found = regions.crop(0, 0, size[1], size[0])
+            assert np.abs(found.astype(int) - plain).max() <= 1
+            small = thumbnail(source, name, 25)
+            assert small.shape == (round(size[0] * 25 / max(size)), round(size[1] * 25 / max(size)), 3)
+            assert abs(float(small.mean()) - float(plain.mean())) < 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_broken_picture_that_is_read_late_is_listed(folder, model, tmp_path, monkeypatch):
