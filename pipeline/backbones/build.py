@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.traits import STRIDES, Features, Natural, Traits, require_size
 from pipeline.backbones.weights import is_local, load_weights
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import CheckpointError, ConfigError, nearest
 
 __all__ = [
     "STRIDES",
@@ -243,12 +243,22 @@ def _from_smp(name: str, in_channels: int, weights: str | None, options: dict[st
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             encoder = get_encoder(name, in_channels=in_channels, depth=5, weights=weights, output_stride=stride)
+    except OSError as error:
+        raise unreachable(name, weights, error) from error
     except (KeyError, RuntimeError, ValueError, NotImplementedError) as error:
         asked = f"weights {weights!r}" + (f" and output_stride {stride}" if stride != 32 else "")
         raise ConfigError(f"backbone {name!r} with {asked} cannot be built: {error}") from error
     channels = tuple(encoder.out_channels)[-len(STRIDES) :]
     traits = Traits(strides=tuple(min(s, stride) for s in STRIDES))
     return Backbone(encoder, channels, name, find_stages(encoder), traits)
+
+
+def unreachable(name: str, weights: str | None, error: OSError) -> CheckpointError:
+    """The error for a hub's weights that cannot be fetched."""
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(
+        f"weights {weights!r} of backbone {name!r} cannot be fetched ({reason}); give a local file as weights, or none"
+    )
 
 
 def near_backbone(name: str, known: list[str]) -> str:

@@ -7,20 +7,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.build import Backbone, find_stages, near_backbone
+from pipeline.backbones.build import Backbone, find_stages, near_backbone, unreachable
 from pipeline.backbones.traits import STRIDES
 from pipeline.errors import ConfigError
 
 
 def from_torchvision(name: str, in_channels: int, weights: str | None) -> Backbone:
-    """A torchvision model as a backbone; raises ConfigError for an unknown one, or one without a map at every stride."""
+    """A torchvision model as a backbone; raises ConfigError for an unknown one, or one without a map at every stride, CheckpointError for weights out of reach."""
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(f"unknown torchvision backbone {name!r}{near_backbone(name, known)}")
-    full = models.get_model(name, weights="DEFAULT" if weights == "imagenet" else weights).eval()
+    try:
+        full = models.get_model(name, weights="DEFAULT" if weights == "imagenet" else weights).eval()
+    except OSError as error:
+        raise unreachable(f"torchvision/{name}", weights, error) from error
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"backbone 'torchvision/{name}' has no weights {weights!r}: {error}") from error
     _widen_input(full, in_channels)
     # The last map at each stride is that stage's output.
     nodes = get_graph_node_names(full)[1][1:]

@@ -16,54 +16,63 @@ from pipeline.labels import IGNORE_INDEX, LabelSpace
 Pixels = NDArray[np.uint8]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-LONGEST = 4096
-"""Pixels to which a small picture's longer side is enlarged at most: one of a single row would become thousands high."""
-
 
 def draw_answer(
     image: Pixels, answer: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], threshold: float = 0.4
 ) -> Pixels:
-    """One image with every head's answer over it, enlarged to at least 256 pixels but no longer side beyond LONGEST.
+    """One image with every head's answer over it, small ones enlarged as `zoom_factors` says.
 
     Args:
         image: RGB uint8 (H, W, 3).
-        answer: by head: `probabilities` (C,) and, where it is known which of them count, their indices `labels`; `boxes` (K, 4), `scores` (K,), `classes` (K,); `mask` (H, W); or `image`
-            (3, H, W), pixels that are drawn in the picture's place.
+        answer: by head: `probabilities` (C,) and, where it is known which of them count, their indices `labels`;
+            `boxes` (K, 4), `scores` (K,), `classes` (K,); `mask` (H, W); or `image` (3, H, W), pixels that are drawn in the
+            picture's place.
         spaces: by head.
         threshold: boxes below this score are left out.
     """
     for columns in answer.values():
         if "image" in columns:
             image = np.ascontiguousarray(np.asarray(columns["image"]).astype(np.uint8).transpose(1, 2, 0))
-    zoom = max(1, min(-(-256 // min(image.shape[:2])), LONGEST // max(image.shape[:2])))
-    canvas = _enlarged(image, zoom)
+    factors = zoom_factors(image.shape[0], image.shape[1], 256)
+    canvas = _enlarged(image, factors)
     texts: list[str] = []
     for name, columns in answer.items():
         space = spaces[name]
         if "mask" in columns:
             mask = np.asarray(columns["mask"]).astype(np.uint8)
-            canvas = draw_mask(canvas, _enlarged(mask, zoom), space)
+            canvas = draw_mask(canvas, _enlarged(mask, factors), space)
         elif "probabilities" in columns:
             values = np.asarray(columns["probabilities"])
             texts += [f"{space.names[index]} {values[index]:.2f}" for index in _labels(columns, values, space)]
     for name, columns in answer.items():
         if "boxes" in columns:
             keep = np.asarray(columns["scores"]) >= threshold
-            boxes = np.asarray(columns["boxes"])[keep] * zoom
+            boxes = np.asarray(columns["boxes"])[keep] * (*factors[::-1], *factors[::-1])
             canvas = draw_boxes(
                 canvas, boxes, np.asarray(columns["classes"])[keep], spaces[name], np.asarray(columns["scores"])[keep]
             )
     return _write_labels(canvas, texts) if texts else canvas
 
 
-def _enlarged(plane: Pixels, zoom: int) -> Pixels:
-    return plane if zoom == 1 else np.repeat(np.repeat(plane, zoom, 0), zoom, 1)
+def _enlarged(plane: Pixels, factors: tuple[int, int]) -> Pixels:
+    return plane if factors == (1, 1) else np.repeat(np.repeat(plane, factors[0], 0), factors[1], 1)
 
 
 def _labels(columns: Mapping[str, Any], values: NDArray[Any], space: LabelSpace) -> list[int]:
     if "labels" in columns:
         return [int(index) for index in columns["labels"]]
     return np.flatnonzero(values >= 0.5).tolist() if space.kind == "multilabel" else [int(values.argmax())]
+
+
+def zoom_factors(height: int, width: int, least: int) -> tuple[int, int]:
+    """How often rows and columns are repeated so that the shorter side has `least` pixels, or the longer three times as many.
+
+    Both are alike but for signals: their one row becomes a strip of a quarter of `least`.
+    """
+    short, long = min(height, width), max(height, width)
+    factor = max(1, min(-(-least // short), 3 * least // long))
+    strip = -(-least // (4 * short)) if short < 8 else factor
+    return (max(factor, strip), factor) if height <= width else (factor, max(factor, strip))
 
 
 def draw_mask(image: Pixels, mask: Pixels, space: LabelSpace, strength: float = 0.4) -> Pixels:

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.imaging.draw import zoom_factors
+
 Pixels = NDArray[np.uint8]
 
 
@@ -39,7 +41,7 @@ def stretched(values: NDArray[Any]) -> NDArray[np.float32]:
     return out
 
 
-def enlarged(image: Pixels, least: int) -> Pixels:
-    """The image (H, W, 3) by the smallest whole factor that makes its shorter side at least `least` pixels."""
-    factor = max(1, -(-least // min(image.shape[:2])))
-    return np.repeat(np.repeat(image, factor, 0), factor, 1)
+def enlarged(image: NDArray[Any], least: int) -> NDArray[Any]:
+    """An image (H, W, 3) or map (H, W) by whole factors that make it about `least` pixels, as `zoom_factors` chooses them."""
+    down, across = zoom_factors(image.shape[0], image.shape[1], least)
+    return np.repeat(np.repeat(image, down, 0), across, 1)

@@ -171,6 +171,4 @@ def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]
 
 def _tile(image: Pixels, values: NDArray[np.float32], text: str) -> Pixels:
     zoom = enlarged(image, 224)
-    factor = zoom.shape[0] // image.shape[0]
-    large = np.repeat(np.repeat(values, factor, 0), factor, 1)
-    return write_text(overlay(zoom, large), text, (4, 14))
+    return write_text(overlay(zoom, enlarged(values, 224)), text, (4, 14))

@@ -160,6 +160,10 @@ def _middle(found: Field, size: tuple[int, int]) -> tuple[tuple[int, int] | None
     sides, steps, edge = [], [], False
     for reach, whole in zip((found.rows, found.columns), size, strict=True):
         count = len(reach)
+        if whole == 1:  # a signal: nothing to tell of its one row
+            sides.append(1)
+            steps.append(1.0)
+            continue
         # Behind an enlargement positions come in pairs, or in fours: a distance of 32 is of whole periods.
         half = min(16, count // 6)
         part = slice(count // 2 - half, count // 2 + half + 1)
@@ -167,8 +171,10 @@ def _middle(found: Field, size: tuple[int, int]) -> tuple[tuple[int, int] | None
         outside = bool((low <= 0).any() or (high >= whole - 1).any())
         edge = edge or outside
         sides.append(int((high - low).max()) + 1)
-        centre = (low + high) / 2
-        steps.append(whole / count if outside or half == 0 else float(centre[-1] - centre[0]) / (2 * half))
+        centre = (reach.low + reach.high) / 2
+        inside = centre[part] if half else centre[(reach.low > 0) & (reach.high < whole - 1)]
+        told = len(inside) > 1 and not outside
+        steps.append(float(inside[-1] - inside[0]) / (len(inside) - 1) if told else whole / count)
     return (None if edge else (sides[0], sides[1])), (round(steps[0], 3), round(steps[1], 3))
 
 

@@ -129,6 +129,16 @@ def _padded(args: Any, axes: Axes, result: Tensor) -> Axes:
     )
 
 
+def _mirrored(args: Any, axes: Axes, result: Tensor) -> Axes:
+    left, top = args[1][0], args[1][2]
+
+    def continued(reach: Reach, size: int, before: int) -> Reach:
+        last = len(reach) - 1
+        return reach.gather([last - np.abs(last - np.abs(np.arange(size) - before))])
+
+    return continued(axes[0], result.shape[-2], top), continued(axes[1], result.shape[-1], left)
+
+
 def _at(value: Any, index: int) -> int:
     """One axis' value of an argument that may be given once for both."""
     if isinstance(value, int):
@@ -149,5 +159,6 @@ MOVES = {
     "upsample_bilinear2d": _bilinear,
     "pixel_shuffle": _nearest,
     "constant_pad_nd": _padded,
+    "reflection_pad2d": _mirrored,
 }
 """Rules of the operations that move positions, by aten's name."""

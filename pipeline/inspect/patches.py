@@ -123,6 +123,7 @@ def _row(channel: int, patches: list[Patch], images: list[Pixels], count: int) -
     for patch in patches:
         x1, y1, x2, y2 = patch.box
         cut = images[patch.image][y1:y2, x1:x2]
+        cut = np.repeat(cut, -(-cut.shape[1] // 4), 0) if cut.shape[0] == 1 else cut  # a signal as a strip
         side = max(cut.shape[:2])
         square = np.full((side, side, 3), FILL, np.uint8)
         square[: cut.shape[0], : cut.shape[1]] = cut

@@ -129,10 +129,10 @@ def _inputs(look: Look) -> Tensor:
 def _tile(title: str, gradient: NDArray[np.float32], field: Field) -> Any:
     """The gradient's map with the box that the theory gives the middle position."""
     shown = enlarged(heat(np.sqrt(gradient / max(float(gradient.max()), 1e-30))), 224)
-    scale = shown.shape[0] // gradient.shape[0]
+    down, across = shown.shape[0] // gradient.shape[0], shown.shape[1] // gradient.shape[1]
     row, column = len(field.rows) // 2, len(field.columns) // 2
-    low = (int(field.columns.low[column]) * scale, int(field.rows.low[row]) * scale)
-    high = (int(field.columns.high[column] + 1) * scale - 1, int(field.rows.high[row] + 1) * scale - 1)
+    low = (int(field.columns.low[column]) * across, int(field.rows.low[row]) * down)
+    high = (int(field.columns.high[column] + 1) * across - 1, int(field.rows.high[row] + 1) * down - 1)
     cv2.rectangle(shown, low, high, (255, 80, 80), 1)
     return write_text(shown, title, (4, 14))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, build_backbone, natural_input, needs_size
-from pipeline.backbones.traits import fitting_size
+from pipeline.backbones.traits import Published, SizeError, fitting_size, follow_sizes, require_size
 from pipeline.data.formats.files import images_under
 from pipeline.data.module import VisionData
-from pipeline.errors import ConfigError, DataError, nearest
+from pipeline.errors import ConfigError, DataError, ImageError, nearest
 from pipeline.export.graph import load_trained
 from pipeline.export.source import find_checkpoint
 from pipeline.imaging.decode import FORMATS, read_image
@@ -134,13 +135,34 @@ def named_backbone(
     with torch.random.fork_rng():  # the same filters every time
         torch.manual_seed(0)
         with weights_at_hand(weights) as local:
-            needed = natural.size if needs_size(name) else None
-            backbone = build_backbone(name, channels, local, size=size or needed)
-        published = backbone.traits.published
-        classifier = published.build(classes).requires_grad_(False) if published is not None and classes else None
+            needed = (size or natural.size) if needs_size(name) else None
+            backbone = build_backbone(name, channels, local, size=needed)
+        published = backbone.traits.published if classes else None
+        classifier = published.build(classes).requires_grad_(False) if published is not None else None
+    if size is not None:
+        require_both(backbone, published, size)
     network = VisionNetwork(backbone, {}, channels).eval().requires_grad_(False)
     own = size or fitting_size(natural.size, backbone.traits.smallest, backbone.traits.multiple)
     return Subject(name, network, channels, own, {}, classifier=classifier)
+
+
+def require_both(backbone: Backbone, published: Published | None, size: tuple[int, int]) -> None:
+    """Refuses a (height, width) that the backbone, or its published classifier where there is one, does not take.
+
+    Raises:
+        SizeError: names the nearest that both take.
+    """
+
+    def check(size: tuple[int, int]) -> None:
+        backbone.require_size(size, "--size")
+        if published is not None:
+            name = f"the published classifier of {backbone.name!r}, which --classes 0 leaves out"
+            require_size(name, size, published.smallest, backbone.traits.multiple, "--size")
+
+    try:
+        check(size)
+    except SizeError as error:
+        raise follow_sizes(error, check) from error
 
 
 def from_checkpoint(reference: str, size: tuple[int, int] | None) -> Subject:
@@ -162,27 +184,48 @@ def from_checkpoint(reference: str, size: tuple[int, int] | None) -> Subject:
     return Subject(reference, network, channels, size or own, spaces, trained.data, trained.run_id)
 
 
-def find_images(subject: Subject, place: Path | None, count: int) -> list[tuple[str, Pixels]]:
+def find_images(
+    subject: Subject, place: Path | None, count: int, say: Callable[[str], None]
+) -> list[tuple[str, Pixels]]:
     """Up to `count` pictures with their names, letterboxed to the input's size: RGB uint8 (H, W, 3).
 
     Args:
         subject: gives the size, and its own validation images where no place is named.
         place: a picture or a folder of pictures; None takes the checkpoint's data, or for a backbone none at all.
         count: how many at most; of a folder the first by name.
+        say: told of pictures of a folder that cannot be decoded, which are left out.
 
     Raises:
         DataError: no such file, a folder without pictures, or the checkpoint's data is not at hand.
-        ImageError: a picture cannot be decoded.
+        ImageError: the picture, or every one of the folder, cannot be decoded.
     """
     if place is not None:
-        return [
-            (str(path), _shown(read_image(path, max(subject.size)), subject.size)) for path in _files(place)[:count]
-        ]
+        return _decoded(_files(place), subject.size, count, say)
     if subject.data is None:
         return []
     data = VisionData.from_settings(subject.data)
     records = islice(data.records("val") or data.records("train"), count)
     return [(r.image.name, _shown(r.image.read(max(subject.size)), subject.size)) for r in records]
+
+
+def _decoded(
+    paths: list[Path], size: tuple[int, int], count: int, say: Callable[[str], None]
+) -> list[tuple[str, Pixels]]:
+    """The first `count` of the pictures that can be decoded; raises ImageError where none can."""
+    found: list[tuple[str, Pixels]] = []
+    broken: ImageError | None = None
+    for path in paths:
+        if len(found) == count:
+            break
+        try:
+            found.append((str(path), _shown(read_image(path, max(size)), size)))
+        except ImageError as error:
+            broken = broken or error
+            if len(paths) > 1:
+                say(f"left out: {error}")
+    if broken is not None and not found:
+        raise broken
+    return found
 
 
 def _shown(read: tuple[Pixels, tuple[int, int]], size: tuple[int, int]) -> Pixels:

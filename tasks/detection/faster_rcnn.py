@@ -93,7 +93,8 @@ class FasterRcnnHead(BoxHead):
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> RawRegions:
         """The proposal network's raw outputs."""
-        maps = (features[self.level] if self.before is None else pooled_maps(features)[self.before]).float()
+        maps = features[self.level] if self.before is None else pooled_maps(features)[self.before]
+        maps = maps.to(next(self.rpn.parameters()).dtype)  # torchvision's parts do not run under autocast
         objectness, deltas = self.rpn.head([maps])
         batch = maps.shape[0]
         scores = objectness[0].permute(0, 2, 3, 1).reshape(batch, -1)

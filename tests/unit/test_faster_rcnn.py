@@ -104,6 +104,12 @@ def test_on_vgg_it_sees_the_map_before_the_last_pooling():
     assert raw.features.shape[2:] == (6, 8)
 
 
+def test_it_runs_in_the_precision_of_its_weights():
+    """`lightning inspect` checks receptive fields in float64."""
+    with torch.no_grad():
+        assert built().double()(torch.zeros(1, 3, 96, 128))["o"].objectness.dtype == torch.float64
+
+
 def test_images_without_boxes_still_teach(head):
     empty = BoxTarget(
         torch.zeros(1, 0, 4),

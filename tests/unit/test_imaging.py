@@ -17,6 +17,7 @@ from pipeline.data.fused import augment
 from pipeline.data.presets import PRESETS
 from pipeline.errors import ImageError, ImageFormatError
 from pipeline.imaging.decode import decode_bytes, image_size, read_image
+from pipeline.imaging.draw import zoom_factors
 from pipeline.imaging.enlarge import nearest_runs
 from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import place
@@ -43,6 +44,14 @@ def test_every_allowed_format_decodes(kind):
     pixels, size = decode_bytes(encoded(picture(), kind), "x")
     assert size == (40, 60)
     assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("size", "factors"),
+    [((64, 64), (4, 4)), ((300, 200), (2, 2)), ((128, 256), (2, 2)), ((64, 900), (1, 1)), ((1, 40), (64, 19)), ((40, 1), (19, 64))],
+)
+def test_pictures_are_enlarged_to_be_seen_and_no_further(size, factors):
+    assert zoom_factors(*size, 256) == factors
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

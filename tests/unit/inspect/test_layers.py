@@ -142,10 +142,11 @@ class Squeeze(nn.Module):
         (Branches(), 1),
         (Squeeze(), 1),
         (sequence(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 1, 4, 2, 1)), 1),
+        (sequence(nn.ReflectionPad2d((3, 9, 20, 1)), nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3, stride=2)), 1),
         (build_backbone("light"), 3),
         (build_backbone("tu-convnext_atto"), 3),
     ],
-    ids=["branches", "gate", "transposed", "light", "convnext"],
+    ids=["branches", "gate", "transposed", "mirrored", "light", "convnext"],
 )
 @pytest.mark.parametrize("pixel", [(32, 32), (0, 5)])
 def test_a_nan_comes_out_where_the_theory_says(network, channels, pixel):

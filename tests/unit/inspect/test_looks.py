@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.backbones.build import Backbone
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, ImageError
 from pipeline.imaging.draw import write_png
 from pipeline.inspect.activations import look_at_activations
 from pipeline.inspect.filters import filter_tiles, first_convolution, look_at_filters
@@ -267,16 +267,22 @@ def test_what_is_asked_for_by_name_and_cannot_be_had_is_an_error(subject):
 def test_images_are_found_and_letterboxed(subject, tmp_path):
     write_png(tmp_path / "b" / "two.png", np.full((40, 80, 3), 9, np.uint8))
     write_png(tmp_path / "a.png", np.full((64, 64, 3), 9, np.uint8))
-    found = find_images(subject, tmp_path, 5)
+    told = []
+    found = find_images(subject, tmp_path, 5, told.append)
     assert [name.rsplit("/", 1)[-1] for name, _ in found] == ["a.png", "two.png"]
     assert {pixels.shape for _, pixels in found} == {(64, 64, 3)}
     assert found[1][1][0, 0].tolist() == [114] * 3  # the letterbox's border
-    assert len(find_images(subject, tmp_path, 1)) == 1
+    (tmp_path / "A.png").write_text("no picture")
+    assert [name for name, _ in find_images(subject, tmp_path, 1, told.append)] == [str(tmp_path / "a.png")]
+    assert len(told) == 1
+    assert told[0].startswith(f"left out: {tmp_path / 'A.png'}: not an image")
+    with pytest.raises(ImageError, match=r"A.png: not an image"):
+        find_images(subject, tmp_path / "A.png", 1, told.append)
     with pytest.raises(DataError, match="neither a picture nor a folder"):
-        find_images(subject, tmp_path / "none", 1)
+        find_images(subject, tmp_path / "none", 1, print)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures"):
-        find_images(subject, tmp_path / "empty", 1)
+        find_images(subject, tmp_path / "empty", 1, print)
 
 
 def test_figures_are_strict_json():
