@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
     out = (given.out or Path("outputs/inspect")) if paged else None
     _prepare(out, given.json)
     wish = Wish(tuple(_words(given.layers)), given.count, given.repeats)
-    sections = take_looks(looks, subject, lambda: find_images(subject, given.images, given.max_images, _say), wish, _say)
+    sections = take_looks(
+        looks, subject, lambda: find_images(subject, given.images, given.max_images, _say), wish, _say
+    )
     figures = {name: section.figures for name, section in sections.items()}
     if given.json is not None:
         text = to_json({"name": subject.name, **figures})

@@ -48,7 +48,14 @@ def test_every_allowed_format_decodes(kind):
 
 @pytest.mark.parametrize(
     ("size", "factors"),
-    [((64, 64), (4, 4)), ((300, 200), (2, 2)), ((128, 256), (2, 2)), ((64, 900), (1, 1)), ((1, 40), (64, 19)), ((40, 1), (19, 64))],
+    [
+        ((64, 64), (4, 4)),
+        ((300, 200), (2, 2)),
+        ((128, 256), (2, 2)),
+        ((64, 900), (1, 1)),
+        ((1, 40), (64, 19)),
+        ((40, 1), (19, 64)),
+    ],
 )
 def test_pictures_are_enlarged_to_be_seen_and_no_further(size, factors):
     assert zoom_factors(*size, 256) == factors

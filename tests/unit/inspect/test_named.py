@@ -70,7 +70,12 @@ def test_what_is_given_goes_before_what_was_published():
 @pytest.mark.parametrize(
     ("name", "size", "classes", "message"),
     [
-        ("vgg-a", (64, 64), 3, r"--size \[64, 64\] .* classifier of 'vgg-a', which --classes 0 leaves out.* \[224, 224\]$"),
+        (
+            "vgg-a",
+            (64, 64),
+            3,
+            r"--size \[64, 64\] .* classifier of 'vgg-a', which --classes 0 leaves out.* \[224, 224\]$",
+        ),
         ("vgg-a", (16, 16), 3, r"--size \[16, 16\] .*backbone 'vgg-a'.* nearest that fits is \[224, 224\]$"),
         ("vgg-a", (16, 16), 0, r"--size \[16, 16\] .*backbone 'vgg-a'.* nearest that fits is \[32, 32\]$"),
         ("conv1d", (40, 40), 3, r"\[40, 40\] does not fit backbone 'conv1d'.* \[1, 40\]$"),
