@@ -84,7 +84,8 @@ def is_done(results: dict[str, Any], out: Path, place: tuple[Experiment, Variant
 
 def measure(experiment: Experiment, variant: Variant, seed: int, out: Path, limit: int | None) -> dict[str, Any]:
     """Trains and tests one variant; its figures."""
-    from pipeline.cli_train import head_options, run
+    from pipeline.cli_options import head_options
+    from pipeline.cli_train import run
 
     folder = folder_of(out, experiment, variant, seed)
     shutil.rmtree(folder, ignore_errors=True)

@@ -156,18 +156,22 @@ class GradientAggregation(Balancer):
         for name, loss in losses.items():
             mine = [p for p in own[name] if p.requires_grad]
             grads = torch.autograd.grad(loss, [*shared, *mine], retain_graph=True, allow_unused=True)
-            rows.append(flatten_gradients(grads[: len(shared)], shared))
+            rows += [flatten_gradients(grads[: len(shared)], shared)] if shared else []
             for parameter, grad in zip(mine, grads[len(shared) :], strict=True):
                 if grad is not None:
                     parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-        stacked = torch.stack(rows)
+        if rows:  # none where the whole backbone is frozen
+            self._share_out(torch.stack(rows), shared)
+        if isinstance(penalty, Tensor):  # it belongs to no head, so there is nothing to balance
+            torch.autograd.backward(penalty)
+
+    def _share_out(self, rows: Tensor, shared: list[nn.Parameter]) -> None:
+        """Adds the aggregate of the heads' gradients (heads, weights) to `.grad` of the shared weights."""
         # Overflow of float16 is passed on: the scaler skips such a step, an aggregator would break down.
-        whole = self.aggregator(stacked) if bool(stacked.isfinite().all()) else stacked.sum(0)
+        whole = self.aggregator(rows) if bool(rows.isfinite().all()) else rows.sum(0)
         for parameter, grad in zip(shared, whole.split([p.numel() for p in shared]), strict=True):
             shaped = grad.view_as(parameter)
             parameter.grad = shaped if parameter.grad is None else parameter.grad + shaped
-        if isinstance(penalty, Tensor):  # it belongs to no head, so there is nothing to balance
-            torch.autograd.backward(penalty)
 
 
 def flatten_gradients(grads: Iterable[Tensor | None], parameters: list[nn.Parameter]) -> Tensor:

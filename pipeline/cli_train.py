@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -29,9 +28,9 @@ from pipeline.callbacks.pictures import Pictures
 from pipeline.callbacks.progress import EpochLines
 from pipeline.callbacks.record import CurvePictures
 from pipeline.callbacks.track import TrackRun
-from pipeline.config_errors import diagnose, locate
+from pipeline.cli_options import PREFIX, environment_options, join_options
+from pipeline.config_errors import config_files, diagnose, locate
 from pipeline.data.module import VisionData
-from pipeline.env_options import PREFIX, environment_options
 from pipeline.errors import CheckpointError, ConfigError, TrifocalError, nearest
 from pipeline.hardware import cpu_limit
 from pipeline.tracking import RunLogger, run_of
@@ -107,6 +106,8 @@ class TrifocalCLI(LightningCLI):
             config["ckpt_path"] = str(newest_checkpoint(Path(config["trainer"]["default_root_dir"]), path))
         elif path and not Path(path).is_file():
             raise CheckpointError(f"checkpoint {path} does not exist; `--ckpt_path last` finds the newest run's")
+        elif not path and self.subcommand != "fit":
+            raise ConfigError(f"{self.subcommand} needs a checkpoint: give --ckpt_path best, last or a file's path")
         if config.get("ckpt_path"):
             require_readable(Path(config["ckpt_path"]))
             # Known before anything is logged: the logger opens its run long before Lightning reads the checkpoint.
@@ -123,6 +124,9 @@ class TrifocalCLI(LightningCLI):
         super().instantiate_classes()
         for name, value in kept.items():  # for the run's record
             given[name] = value
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.resumes = config.get("ckpt_path")
 
 
 def _logger_options(config: Namespace) -> Any:
@@ -144,11 +148,13 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # What an epoch has learnt is logged at its end, however few its steps; norms of frozen stages are kept in eval mode.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*|.*in eval mode at the start.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")  # of a resumed run
+    warnings.filterwarnings("ignore", message=".*using a custom batch sampler `EvalBatches`.*")  # which leaves none out
     warnings.filterwarnings("ignore", message=".*tensorboardX.*|.*isinstance.treespec.*|.*LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cpu_limit())
-    run(head_options(argv))
+    run(argv)
     return 0
 
 
@@ -156,9 +162,10 @@ def run(argv: list[str]) -> TrifocalCLI:
     """The CLI run over arguments; raises TrifocalError for a user's mistakes."""
     captured = io.StringIO()
     variables = environment_options(argv[0], os.environ) if argv else {}
-    words = [*argv[:1], *head_options(list(variables.values())), *argv[1:]]
     _refuse_two_starts(argv)
+    files = [*config_files(list(variables.values())), *config_files(argv)]
     try:
+        words = join_options(argv, variables, files)
         with _stderr_of_parsing(captured) as restore:
             return TrifocalCLI(
                 VisionModule,
@@ -255,27 +262,6 @@ def _restoring(restore: Any) -> Any:
             restore()
 
     return Restore()
-
-
-def head_options(argv: list[str]) -> list[str]:
-    """Turns `--model.heads.objects.max_boxes=50` into one `--model.heads+` value that the parser understands."""
-    heads: dict[str, dict[str, Any]] = {}
-    rest: list[str] = []
-    items = iter(argv)
-    for item in items:
-        match = re.fullmatch(r"--model\.(?:init_args\.)?heads\.([^.=]+)(?:\.(\w+))?(?:=(.*))?", item, re.DOTALL)
-        if match is None:
-            rest.append(item)
-            continue
-        name, option, value = match.groups()
-        value = next(items, "") if value is None else value
-        if option is None:
-            heads[name] = yaml.safe_load(value) or {}
-        else:
-            heads.setdefault(name, {})[option] = yaml.safe_load(value)
-    for name, options in heads.items():
-        rest += [f"--model.init_args.heads.{name}", yaml.safe_dump(options, default_flow_style=True).strip()]
-    return rest
 
 
 def explain(text: str, argv: list[str], variables: dict[str, str]) -> str:

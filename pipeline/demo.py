@@ -16,7 +16,8 @@ CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
 def main(argv: list[str]) -> int:
     """`lightning demo [--out DIR] [fit options]`: writes pictures and `summary.json`; returns the exit code."""
-    from pipeline.cli_train import head_options, run
+    from pipeline.cli_options import head_options
+    from pipeline.cli_train import run
     from pipeline.export.register import log_to_run
     from pipeline.export.run import ExportOptions, export
 

@@ -88,6 +88,8 @@ class RunLogger(Logger):
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # It has a thread of its own, which would tell again that the store is down.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
         try:
             probe(self._uri, timeout=5)
             client = MlflowClient(self._uri)

@@ -149,6 +149,8 @@ class VisionModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot work together."""
+        if not str(self.trainer.precision).startswith(("32", "16-mixed", "bf16-mixed")):
+            raise ConfigError(f"trainer.precision is {self.trainer.precision}; take 32-true, bf16-mixed or 16-mixed")
         if stage == "fit" and self.balancer.aggregates and self.trainer.world_size > 1:
             raise ConfigError("balancing by gradients runs in one process; take 'uncertainty' or 'dwa', or devices: 1")
 

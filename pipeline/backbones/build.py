@@ -246,6 +246,11 @@ def _from_smp(name: str, in_channels: int, weights: str | None, options: dict[st
     except OSError as error:
         raise unreachable(name, weights, error) from error
     except (KeyError, RuntimeError, ValueError, NotImplementedError) as error:
+        if "Unknown model" in str(error):
+            from timm import list_models
+
+            hint = nearest(name, [f"tu-{known}" for known in list_models()])
+            raise ConfigError(f"unknown backbone {name!r}{hint if 'mean' in hint else ''}") from error
         asked = f"weights {weights!r}" + (f" and output_stride {stride}" if stride != 32 else "")
         raise ConfigError(f"backbone {name!r} with {asked} cannot be built: {error}") from error
     channels = tuple(encoder.out_channels)[-len(STRIDES) :]

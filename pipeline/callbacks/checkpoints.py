@@ -46,12 +46,16 @@ class Checkpoints(ModelCheckpoint):
     Args:
         every_n_epochs: epochs between checkpoints.
         every_minutes: in a longer epoch, minutes between saves of `last.ckpt`; 0 = only at its end.
+
+    Attributes:
+        resumes: the checkpoint that the run goes on from, if any.
     """
 
     def __init__(self, every_n_epochs: int = 1, every_minutes: float = 5.0) -> None:
         require_between("checkpoints.every_n_epochs", every_n_epochs, 1)
         require_between("checkpoints.every_minutes", every_minutes, 0)
         self.every_minutes, self._saved_at = every_minutes, time.monotonic()
+        self.resumes: str | None = None
         super().__init__(
             monitor="val/score",
             mode="max",
@@ -63,11 +67,12 @@ class Checkpoints(ModelCheckpoint):
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Chooses the folder: the run's."""
-        if self.dirpath is None and stage == "fit":
+        """Chooses the folder: the run's, also for the curves and pictures of a test."""
+        if self.dirpath is None:
             found = getattr(trainer.logger, "run_id", None)  # with fast_dev_run a stand-in that has everything
-            name = found if isinstance(found, str) else "run"
-            self.dirpath = str(Path(trainer.default_root_dir) / "runs" / trainer.strategy.broadcast(name))
+            runs = Path(trainer.default_root_dir) / "runs"
+            name = found if isinstance(found, str) else own_folder(runs, self.resumes)
+            self.dirpath = str(runs / trainer.strategy.broadcast(name))
         trainer.strategy.checkpoint_io = WholeFileIO()
         super().setup(trainer, pl_module, stage)
 
@@ -133,6 +138,14 @@ class Checkpoints(ModelCheckpoint):
         """Without the figure (no validation data) there is no best, only a last."""
         if self.monitor in monitor_candidates:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+
+def own_folder(runs: Path, checkpoint: str | None) -> str:
+    """A folder below `runs` for a run without an id (no store): that of its checkpoint, else one that is not there yet."""
+    if checkpoint is not None and Path(checkpoint).parent.parent.resolve() == runs.resolve():
+        return Path(checkpoint).parent.name
+    names = ("run", *(f"run-{number}" for number in range(2, 1_000_000)))
+    return next(name for name in names if not (runs / name).exists())
 
 
 def newest_checkpoint(root: Path, which: str) -> Path:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
+_HEADER = 128
+"""Bytes that NumPy's file format puts before the numbers."""
+
 
 class DiskCache:
     """Arrays uint8 by key, one file each, written through a temporary file; safe to share among processes.
@@ -40,7 +43,8 @@ class DiskCache:
         """Stores an array while there is room."""
         if self._room is None:
             self._room = (self.limit - self._used()) // self.writers
-        if array.nbytes > self._room:
+        needed = array.nbytes + _HEADER
+        if needed > self._room:
             return
         path = self._path(key)
         part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -49,7 +53,7 @@ class DiskCache:
             with part.open("wb") as file:
                 np.save(file, array, allow_pickle=False)
             part.replace(path)
-            self._room -= array.nbytes
+            self._room -= needed
         except OSError:
             with contextlib.suppress(OSError):
                 part.unlink()

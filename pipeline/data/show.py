@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,16 +32,34 @@ def main(argv: list[str]) -> int:
         parser.set_defaults({f"data.{key}": value for path in configs for key, value in _data_part(path).items()})
         given = parser.parse_args(rest)
     except jsonargparse.ArgumentError as error:
-        message = " ".join(str(error).split())
-        word = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
-        known = [f"--data.{name}" for name in inspect.signature(VisionData).parameters]
-        raise ConfigError(message + (nearest(word, known) if "unrecognized" in message else "")) from error
-    except KeyError as error:
-        raise ConfigError(f"{', '.join(configs)}: {error.args[0]}") from error
+        raise ConfigError(_told(" ".join(str(error).split()))) from error
+    if given.images < 1 or given.epoch < 0:
+        raise ConfigError(f"--images is 1 or more, --epoch 0 or more; not {given.images} and {given.epoch}")
     data: VisionData = parser.instantiate_classes(given).data
-    write_png(given.out, augmented_sheet(data, given.images, given.epoch))
+    shown = augmented_sheet(data, given.images, given.epoch)
+    try:
+        write_png(given.out, shown)
+    except OSError as error:
+        raise ConfigError(f"--out {given.out}: {error.strerror or error}") from error
     sys.stdout.write(f"{given.images} samples in {given.out}\n")
     return 0
+
+
+_KEYS = tuple(inspect.signature(VisionData).parameters)
+
+
+def _told(message: str) -> str:
+    """The parser's words in short, with the nearest right spelling."""
+    if "unrecognized" in message:
+        word = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
+        return message + nearest(
+            word, [*(f"--data.{key}" for key in _KEYS), "--config", "--images", "--epoch", "--out"]
+        )
+    wrong = re.match(r'Parser key "([^"]+)": .*(?:Given|Got) value: (.*)', message)
+    if wrong is None:
+        return message
+    known = re.findall(r"'(\w+)'", next(iter(re.findall(r"Literal\[([^]]*)\]", message)), ""))
+    return f"--{wrong[1]} cannot be {wrong[2]!r}{nearest(wrong[2], known)}"
 
 
 def augmented_sheet(data: VisionData, images: int, epoch: int = 0) -> Any:
@@ -71,12 +90,17 @@ def _take_configs(argv: list[str]) -> tuple[list[str], list[str]]:
 def _data_part(path: str) -> dict[str, Any]:
     """The `data` section of a config; raises ConfigError."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
     part = loaded.get("data", {}) if isinstance(loaded, dict) else None
     if not isinstance(part, dict):
         raise ConfigError(f"--config {path}: `data` is not a mapping")
+    for key in part:
+        if key not in _KEYS:
+            lines = [number for number, line in enumerate(text.splitlines(), 1) if re.search(rf"\b{key}\b", line)]
+            raise ConfigError(f"unknown key {key!r} of data{nearest(str(key), _KEYS)} (in {path}, line {lines[0]})")
     return part
 
 

@@ -55,6 +55,7 @@ def test_a_checkpoint_is_validated_and_predicts(command, tmp_path):
         code, out, err = command(name, *QUICK, "--ckpt_path", "best")
         assert code == 0, err[-2000:]
         assert ("val/score" in out) == (name == "validate")
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"runs"}
     assert len(list(tmp_path.glob("outputs/runs/*/best.ckpt"))) == 1
 
 

@@ -24,6 +24,8 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     client, (trained,) = runs_of(tmp_path)  # one run, however many processes
     assert trained.info.status == "FINISHED"
     assert {"val/score", "train/loss", "val/objects/AP50"} <= set(trained.data.metrics)
+    curves = {item.path for item in client.list_artifacts(trained.info.run_id, "curves/val")}
+    assert {"curves/val/objects.json", "curves/val/objects_precision_recall.png"} <= curves
     found = []
     for devices in ([], TWO):
         done = lightning("test", *QUICK, *devices, "--ckpt_path", "last", cwd=tmp_path, OMP_NUM_THREADS="1")

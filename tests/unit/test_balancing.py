@@ -83,6 +83,14 @@ def test_an_overflow_is_passed_on_to_the_scaler():
     assert not shared.grad.isfinite().any()
 
 
+def test_a_frozen_backbone_leaves_the_heads_their_own_gradients():
+    pytest.importorskip("torchjd")
+    shared, own = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.tensor(3.0))
+    build_balancer("UPGrad", HEADS).backward({"scene": 2 * own}, [shared], {"scene": [own], "objects": []})
+    assert float(own.grad) == 2
+    assert shared.grad is None
+
+
 def test_aggregation_follows_the_trainers_scaling_and_keeps_the_penalty():
     """float16 scales the loss and accumulation divides it; both must reach the heads' gradients and the penalty's."""
     pytest.importorskip("torchjd")

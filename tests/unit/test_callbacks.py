@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -234,6 +235,16 @@ def test_the_fixed_sample_and_the_worst_are_drawn_the_very_worst_first(stage, ev
     short = {"validation": "val"}.get(stage, stage)
     told = json.loads((tmp_path / "pictures" / f"{short}_worst.json").read_text())
     assert told == [{"image": "11.png", "error": 0.7}, {"image": "10.png", "error": 0.5}]
+
+
+def test_a_run_without_a_store_has_a_folder_of_its_own_and_goes_on_in_it(tmp_path):
+    folders = []
+    for going_on in (False, False, True):
+        keep = Checkpoints()
+        keep.resumes = f"{folders[0]}/last.ckpt" if going_on else None
+        trainer(tmp_path, [keep], epochs=1).fit(Toy())
+        folders.append(keep.dirpath)
+    assert [Path(folder).name for folder in folders] == ["run", "run-2", "run"]
 
 
 def test_each_curve_becomes_a_picture():

@@ -47,6 +47,34 @@ def test_every_argument_of_the_network_and_the_logger_is_settable_from_the_envir
     assert found["trainer"]["logger"]["init_args"]["experiment"] == "mine"
 
 
+def test_what_several_places_say_of_heads_is_joined(tmp_path, monkeypatch, capsys):
+    """An overlay's or the command line's option of a head leaves its other options, and the other heads, alone."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {init_args: {heads: {scene: {dropout: 0.5}, objects: {width: 24, bins: 8}}}}")
+    heads = "model: {init_args: {heads: {objects: {strides: [8, 16], width: 64}, surface: {}}}}"
+    (tmp_path / "first.yaml").write_text(heads)
+    configs = ["--config", str(tmp_path / "first.yaml"), "--config", str(overlay)]
+    joined = {"objects": {"strides": [8, 16], "width": 24, "bins": 8}, "surface": {}, "scene": {"dropout": 0.5}}
+    assert printed(capsys, *configs)["model"]["init_args"]["heads"] == joined
+    monkeypatch.setenv("TRIFOCAL_FIT__MODEL__HEADS__OBJECTS__BINS", "12")
+    found = printed(capsys, *configs, "--model.heads.objects.width=48", "--model.heads.scene type.dropout", "0.1")
+    joined = {**joined, "objects": {"bins": 8, "strides": [8, 16], "width": 48}, "scene type": {"dropout": 0.1}}
+    assert found["model"]["init_args"]["heads"] == joined
+    # A whole head, another kind of head, or all heads at once are said anew.
+    assert printed(capsys, *configs, "--model.heads.objects", "{}")["model"]["init_args"]["heads"]["objects"] == {}
+    overlay.write_text("model: {init_args: {heads: {objects: {kind: yolo-v1}}}}")
+    assert printed(capsys, *configs)["model"]["init_args"]["heads"]["objects"] == {"kind": "yolo-v1"}
+    found = printed(capsys, *configs, "--model.heads", "{scene: {}}", "--model.heads.scene.dropout=0.2")
+    assert found["model"]["init_args"]["heads"] == {"scene": {"dropout": 0.2}}
+
+
+@pytest.mark.parametrize("option", ["--model.heads.objects=wide", "--model.heads.objects.width={"])
+def test_an_option_of_a_head_that_is_none_is_one_line(option, capsys):
+    assert cli.main(["fit", option]) == ConfigError.exit_code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {option.split('=')[0]}")
+
+
 def test_a_wrong_value_in_the_environment_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("TRIFOCAL_FIT__DATA__WORKERS", "many")
     assert cli.main(["fit", "--config", str(ROOT / "configs" / "multitask.yaml")]) == ConfigError.exit_code
@@ -70,6 +98,8 @@ def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, monkeypatch, capsys)
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("error:")
         assert f"{name}.ckpt {told.get(name, 'cannot be read')}" in line
+    assert cli.main(["test", *arguments[:2]]) == ConfigError.exit_code  # an untrained network is nothing to measure
+    assert "--ckpt_path best" in capsys.readouterr().err
     require_readable(Path("whole.ckpt"))
     assert not Path("mlruns").exists()  # told before a run is opened
 

@@ -6,9 +6,9 @@ import pytest
 from lightning import Trainer
 
 from pipeline.callbacks.checkpoints import Checkpoints
+from pipeline.cli_options import environment_options
 from pipeline.config_errors import diagnose, locate
 from pipeline.data.module import VisionData
-from pipeline.env_options import environment_options
 from tasks.multitask import DetectionModule, MultiTaskModule
 
 SCHEMA = {"data": VisionData, "trainer": Trainer, "checkpoints": Checkpoints}

@@ -23,7 +23,8 @@ def lectures():
 
 def built(words):
     """Data and network as `lightning fit` would build them."""
-    from pipeline.cli_train import TrifocalCLI, head_options
+    from pipeline.cli_options import head_options
+    from pipeline.cli_train import TrifocalCLI
     from pipeline.data.module import VisionData
     from tasks.module import VisionModule
 

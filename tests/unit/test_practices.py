@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -54,6 +56,26 @@ def test_the_plateau_schedule_waits_and_drops():
     assert optimizer.param_groups[0]["lr"] == 1.0
     made["lr_scheduler"]["scheduler"].step(0.6)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_between_validations_the_plateau_has_no_score_to_go_by():
+    optimizer = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = build_schedule(optimizer, {**DEFAULTS, "schedule": "plateau"}, 4, validated_every=3)
+    assert made["lr_scheduler"]["frequency"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "told"),
+    [
+        ({"in_channels": 4}, "32-true", "in_channels is 4, but the data gives RGB"),
+        ({}, "bf16-true", "precision is bf16-true; take 32-true, bf16-mixed or 16-mixed"),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_told_before_it_starts(options, precision, told):
+    module = ClassificationModule("light", spaces={"label": SPACE.to_dict()}, **options)
+    module._trainer = SimpleNamespace(precision=precision, world_size=1)
+    with pytest.raises(ConfigError, match=told):
+        module.setup("fit")
 
 
 @pytest.mark.parametrize(
