@@ -116,7 +116,7 @@ class TrifocalCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Leaves `weights` alone where a checkpoint replaces them: they may be gone by now, or would be downloaded."""
-        config = self.config[self.subcommand]
+        config: Any = self.config[self.subcommand] if self.subcommand else {}
         given: Any = config["model"]["init_args"] if config.get("ckpt_path") else {}
         kept = {name: given[name] for name in ("weights", "weights_stages") if name in given}
         for name in kept:
@@ -124,9 +124,9 @@ class TrifocalCLI(LightningCLI):
         super().instantiate_classes()
         for name, value in kept.items():  # for the run's record
             given[name] = value
-        for callback in self.trainer.checkpoint_callbacks:
+        for callback in self.trainer.checkpoint_callbacks if config.get("ckpt_path") else ():
             if isinstance(callback, Checkpoints):
-                callback.resumes = config.get("ckpt_path")
+                callback.resumes = config["ckpt_path"]
 
 
 def _logger_options(config: Namespace) -> Any:

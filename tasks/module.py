@@ -18,7 +18,7 @@ from pipeline.records import Batch, ImageTarget, Target
 from tasks.crops import ten_crop_labels
 from tasks.head import HeadMetrics, Losses, labelled, require_finite
 from tasks.init import Init
-from tasks.network import build_network, require_rgb, select_heads
+from tasks.network import build_network, require_classes, require_rgb, select_heads
 from tasks.optim import (
     align_schedules,
     build_optimizer,
@@ -305,7 +305,8 @@ class VisionModule(L.LightningModule):
         checkpoint["module_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another network's checkpoint; lets the optimiser values given now win over the checkpoint's."""
+        """Refuses another network's or other classes' checkpoint; lets the values given now win over the checkpoint's."""
+        require_classes(self.spaces, checkpoint["hyper_parameters"].get("spaces") or {})
         own, theirs = self.state_dict(), checkpoint["state_dict"]
         unlike = sorted(set(own) ^ set(theirs)) or [k for k in own if own[k].shape != theirs[k].shape]
         if unlike:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.build import Backbone, build_backbone
 from pipeline.backbones.traits import SizeError, follow_sizes
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import CheckpointError, ConfigError, nearest
 from pipeline.labels import LabelSpace
 from pipeline.records import ImageTarget
 from pipeline.registered import weights_at_hand
@@ -75,6 +75,17 @@ class VisionNetwork(nn.Module):
     def named_heads(self) -> dict[str, Head]:
         """The heads by name, typed."""
         return {name: head for name, key in self.keys.items() if isinstance(head := self.heads[key], Head)}
+
+
+def require_classes(spaces: dict[str, LabelSpace], trained: dict[str, dict[str, Any]]) -> None:
+    """Raises CheckpointError where the data numbers the classes of a field otherwise than the network was trained for."""
+    for name, plain in trained.items():
+        ours, theirs = spaces[name].names if name in spaces else (), tuple(plain["names"])
+        if name in spaces and ours != theirs:
+            raise CheckpointError(
+                f"the checkpoint's {name!r} was trained for {len(theirs)} classes ({', '.join(theirs[:5])}), the data has"
+                f" {len(ours)} ({', '.join(ours[:5])}): give data of the same classes in the same order"
+            )
 
 
 def module_keys(names: Iterable[str]) -> dict[str, str]:

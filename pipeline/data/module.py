@@ -24,6 +24,7 @@ from pipeline.data.dataset import RecordDataset, View
 from pipeline.data.disk_cache import DiskCache
 from pipeline.data.formats.base import Problem, SourceData
 from pipeline.data.formats.detect import read_source, unknown_format
+from pipeline.data.identity import facts
 from pipeline.data.intake import refuse, refuse_unlearnable, size_problems, statement, unlabelled
 from pipeline.data.loader import ResumableLoader, start_worker
 from pipeline.data.mix import Mixing
@@ -37,7 +38,7 @@ from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.hardware import cpu_limit
 from pipeline.labels import LabelSpace
 from pipeline.ranges import require_between
-from pipeline.records import Boxes, Record
+from pipeline.records import Record
 
 
 class VisionData(L.LightningDataModule):
@@ -213,19 +214,18 @@ class VisionData(L.LightningDataModule):
             sys.stdout.flush()
 
     def digest(self) -> dict[str, dict[str, Any]]:
-        """Per split: `sha256` over names and labels, `images`, and labels per field."""
+        """Per split: `sha256` over names within the data set, sizes of files and labels; `images`, and labels per field.
+
+        It is the same wherever the data set lies.
+        """
         out: dict[str, dict[str, Any]] = {}
         for split, records in self._read().items():
             state = hashlib.sha256()
             for record in records:
-                state.update(repr((record.image.name, sorted(record.labels))).encode())
-                for _, label in sorted(record.labels.items()):
-                    raw = (
-                        label.xyxy.tobytes() + label.classes.tobytes()
-                        if isinstance(label, Boxes)
-                        else repr(label).encode()
-                    )
-                    state.update(raw)
+                number = self._source_of.get(record.image.name, 0)
+                root = self.sources[number].root if self.sources else ""
+                for part in facts(record):
+                    state.update(part if isinstance(part, bytes) else part.replace(root, "").encode(errors="replace"))
             fields = {name: sum(name in record.labels for record in records) for name in self._spaces}
             out[split] = {"sha256": state.hexdigest(), "images": len(records), **fields}
         return out

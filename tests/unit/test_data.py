@@ -175,6 +175,27 @@ def test_a_missing_split_is_told(tmp_path):
         data.test_dataloader()
 
 
+def test_a_data_set_is_the_same_wherever_it_lies_until_it_changes(tmp_path, monkeypatch):
+    root = folder(tmp_path / "here" / "data", ["a", "b"])
+    masks = np.random.default_rng(0).integers(0, 2, (48, 64), np.uint8)
+    (root / "masks").mkdir()
+    for file in sorted(root.glob("[ab]/*.png")):
+        named = file.rename(file.with_stem(f"{file.parent.name}{file.stem}"))
+        Image.fromarray(masks).save(root / "masks" / named.name)
+
+    def digest(place):
+        return VisionData(str(place), "folders+masks", size=32).digest()
+
+    first = digest(root)
+    monkeypatch.chdir(root.parent)
+    assert digest("data") == first
+    root.rename(tmp_path / "there")
+    assert digest(tmp_path / "there") == first
+    file = next((tmp_path / "there" / "a").iterdir())
+    file.write_bytes(file.read_bytes() + b"more")
+    assert digest(tmp_path / "there") != first
+
+
 def test_memory_cache_is_bounded_and_gives_the_same(tmp_path):
     root = folder(tmp_path, ["a"], count=4, side=200)
     images = [FileImage(path) for path in sorted((root / "a").iterdir())]

@@ -262,6 +262,18 @@ def test_a_network_that_took_part_of_another_reloads_from_its_own_checkpoint(tmp
     assert load_trained(tmp_path / "own.ckpt").settings["weights_stages"] is None
 
 
+@pytest.mark.parametrize("names", [("b", "a", "c", "d", "e", "f", "g"), ("a", "b")])
+def test_a_checkpoint_of_other_classes_is_refused(names):
+    """Of as many, too: `a` would be called `b`."""
+    trained = ClassificationModule("light", spaces={"label": SPACE.to_dict()})
+    checkpoint = {"state_dict": trained.state_dict()}
+    trained.on_save_checkpoint(checkpoint)
+    trained.on_load_checkpoint(checkpoint)
+    other = ClassificationModule("light", spaces={"label": LabelSpace("classes", names).to_dict()})
+    with pytest.raises(CheckpointError, match=r"'label' was trained for 7 classes \(a, b, c, d, e\)"):
+        other.on_load_checkpoint(checkpoint)
+
+
 def test_ten_crops_are_corners_middle_and_mirrors():
     images = torch.arange(64.0).reshape(1, 1, 8, 8)
     crops = ten_crops(images)
