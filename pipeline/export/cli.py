@@ -85,6 +85,10 @@ def evaluate_command(argv: list[str]) -> int:
     parser.add_argument("--tta", choices=("none", "flip", "ten-crop"), default="none", help="also average over views")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     given = parser.parse(argv)
+    if given.format and not given.root:
+        raise ConfigError("lightning evaluate: --data.format is that of a folder; name it by --data.root")
+    if given.root and given.shapes:
+        raise ConfigError("lightning evaluate: give --data.root or --data.shapes, not both")
     from pipeline.export.evaluate import evaluate
 
     found = evaluate(given.bundle, _data(given), given.split, given.engine, given.tta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def load_trained(path: Path) -> Trained:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; `lightning fit` writes outputs/runs/RUN/best.ckpt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is then refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a reader of damaged files fails in any way it likes
         reason = "it holds code, which is not run" if isinstance(error, pickle.UnpicklingError) else str(error)
-        raise CheckpointError(f"checkpoint {path} cannot be read: {(reason.splitlines() or ['?'])[0][:200]}") from error
+        reason = (reason.strip() or "it ends too early").splitlines()[0].split(". ")[0].removesuffix(".")
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {reason[:200]}; copy it again, or take another"
+        ) from error
     parts = {"hyper_parameters": dict, "module_class": str, "state_dict": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in parts.items()):
         raise CheckpointError(

@@ -41,6 +41,10 @@ def log_to_run(bundle: Bundle, say: Callable[[str], None]) -> None:
     run = bundle.manifest.provenance.get("run_id")
     if not run:
         return
+    uri = store_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        say(f"the figures are in bundle.json only: there is no store {uri}; MLFLOW_TRACKING_URI names another")
+        return
     from mlflow.entities import Metric
 
     version = bundle.manifest.version

@@ -23,7 +23,7 @@ from pipeline.bundle import (
     writing,
 )
 from pipeline.data.module import VisionData
-from pipeline.errors import ExportError
+from pipeline.errors import ConfigError, ExportError
 from pipeline.export.gate import Gate, require_passed
 from pipeline.export.graph import AnswerGraph, Trained, build_graph, load_trained
 from pipeline.export.onnx import OPSET, export_onnx
@@ -152,11 +152,18 @@ def write_selftest(path: Path, graph: AnswerGraph, images: np.ndarray[Any, Any])
 
 
 def data_of(trained: Trained, options: ExportOptions) -> VisionData:
-    """The data the checkpoint was validated on, or the one given; raises ExportError when there is none."""
+    """The data the checkpoint was validated on, or the one given.
+
+    Raises:
+        ExportError: there is none.
+        ConfigError: a format without a folder.
+    """
     if trained.data is None and not options.data.get("root"):
         raise ExportError(f"checkpoint {options.checkpoint} does not say its data; name it by --data.root")
     # What only training needs may be missing in other data, or from this machine.
     settings = {**(trained.data or {"size": 320}), "augment": "none", "balance": None}
+    if options.data.get("format") and not (options.data.get("root") or settings.get("root")):
+        raise ConfigError("--data.format is that of a folder; name it by --data.root")
     if options.data.get("root"):
         settings |= {"sources": None, "shapes": None, "signals": None}
     data = VisionData.from_settings(settings, **options.data)

@@ -26,6 +26,8 @@ def find_checkpoint(reference: str) -> Path:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return fetch_checkpoint(reference, Path(folder))
     path = Path(reference)
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {path} is a folder; name a file such as outputs/runs/RUN/best.ckpt")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; `lightning fit` writes outputs/runs/RUN/best.ckpt")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.data.module import VisionData
-from pipeline.errors import CheckpointError, ExportError
+from pipeline.errors import CheckpointError, ConfigError, ExportError
 from pipeline.export.cli import evaluate_command
 from pipeline.export.graph import load_trained
 from pipeline.export.run import ExportOptions, data_of
@@ -100,6 +101,25 @@ def test_other_data_needs_nothing_that_only_training_used(folder, tmp_path):
     trained = SimpleNamespace(data=settings, network=network)
     options = ExportOptions(tmp_path / "best.ckpt", tmp_path / "out", data={"root": str(folder)})
     assert len(data_of(trained, options).records("val")) == 5
+    with pytest.raises(ConfigError, match=r"--data\.format is that of a folder; name it by --data\.root"):
+        data_of(trained, replace(options, data={"format": "coco"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--data.format", "coco"), "--data.format is that of a folder"),
+        (("--data.root", "a", "--data.shapes", '{"images": 9}'), "give --data.root or --data.shapes, not both"),
+        (("--data.shapes", "9"), "'9' is no mapping such as"),
+        (("--engine", "openvyno"), "unknown engine 'openvyno'; did you mean 'openvino'?"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_one_line(command, tmp_path, options, told):
+    known_bundle(tmp_path / "known")
+    code, _, error = command("evaluate", "known", *options)
+    assert code == (1 if "engine" in told else 2)
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_checkpoints_that_hold_code_or_settings_of_another_version(tmp_path):
@@ -110,6 +130,12 @@ def test_checkpoints_that_hold_code_or_settings_of_another_version(tmp_path):
     torch.save({"state_dict": Bomb()}, tmp_path / "code.ckpt")
     with pytest.raises(CheckpointError, match=r"code.ckpt cannot be read: it holds code, which is not run"):
         load_trained(tmp_path / "code.ckpt")
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(Bomb(), protocol=4))
+    with pytest.raises(CheckpointError, match=r"pickle.ckpt cannot be read: it holds code, which is not run; copy it"):
+        load_trained(tmp_path / "pickle.ckpt")  # a warning of torch's would be an error here
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"empty.ckpt cannot be read: it ends too early"):
+        load_trained(tmp_path / "empty.ckpt")
     module = MultiTaskModule("light", spaces={"colour": HEADS["colour"].space.to_dict()})
     content = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(content)
