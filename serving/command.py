@@ -59,7 +59,7 @@ def _several(settings: Settings) -> int:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(_run(settings, listening, Metrics(shared=True), ready, alive))
 
-        return Supervisor(work, settings.workers, mark_process_dead).run()
+        return Supervisor(work, settings.workers, mark_process_dead, listening.close).run()
 
 
 async def _run(

@@ -89,6 +89,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if self._service.draining:  # a request that came on this connection later could be lost
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

@@ -25,12 +25,18 @@ class Supervisor:
             when a SIGTERM has ended it.
         count: processes.
         died: called with the id of a process that ended.
+        leave: called when the end begins. What the processes listen on is to be closed here then: connections would
+            still be made that nobody answers, until this process is gone as well.
     """
 
     def __init__(
-        self, work: Callable[[Callable[[], None], int], None], count: int, died: Callable[[int], None]
+        self,
+        work: Callable[[Callable[[], None], int], None],
+        count: int,
+        died: Callable[[int], None],
+        leave: Callable[[], None],
     ) -> None:
-        self._work, self._count, self._died = work, count, died
+        self._work, self._count, self._died, self._leave = work, count, died, leave
         self._children: set[int] = set()
         self._stopping = False
         self._alive, self._kept = os.pipe()
@@ -102,6 +108,7 @@ class Supervisor:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signal module's signature
         self._stopping = True
+        self._leave()
         for pid in list(self._children):
             os.kill(pid, signal.SIGTERM)
 

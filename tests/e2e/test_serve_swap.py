@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 
 from pipeline.bundle import read_bundle
@@ -138,7 +139,7 @@ def test_mistakes_in_a_models_name_are_told(command):
 
 def test_several_workers_share_the_port_and_report_one_set_of_metrics(tmp_path):
     bundle = known_bundle(tmp_path / "known")
-    with Running(bundle, "--workers", "2", "--drain", "0.2") as service:
+    with Running(bundle, "--workers", "2", "--drain", "1") as service:
         workers = [process for process in service.family() if process.ppid() == service.process.pid]
         deadline = time.monotonic() + 60
         while len(workers := [p for p in service.family() if p.ppid() == service.process.pid]) < 2:
@@ -153,5 +154,12 @@ def test_several_workers_share_the_port_and_report_one_set_of_metrics(tmp_path):
         os.kill(workers[0].pid, signal.SIGKILL)
         service.wait_for(r"service process \d+ ended with -9")
         service.wait_for(r"(?s)listening.*listening.*listening")
+        assert httpx.post(service.url + "/predict", content=picture(), timeout=30).status_code == 200
+        supervisor = psutil.Process(service.process.pid)
+        assert [one.status for one in supervisor.net_connections()] == ["LISTEN"]
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for("stopping")
+        # Nobody answers what would be connected there.
+        assert supervisor.net_connections() == []
         assert httpx.post(service.url + "/predict", content=picture(), timeout=30).status_code == 200
         assert service.stop() == 0

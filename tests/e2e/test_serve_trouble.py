@@ -155,7 +155,9 @@ def test_sigterm_in_mid_request_answers_it_and_those_that_come_during_the_drain(
             running.process.send_signal(signal.SIGTERM)
             running.wait_for("stopping")
             assert running.client.get("/readyz").status_code == 503
-            assert running.client.post("/predict", content=picture()).status_code == 200
+            answer = running.client.post("/predict", content=picture())
+            assert answer.status_code == 200
+            assert answer.headers["connection"] == "close"
             assert slow.result().status_code == 200
         assert running.stop() == 0
 
