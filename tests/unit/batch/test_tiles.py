@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -193,6 +195,34 @@ def test_regions_are_upright_and_over_white_like_any_other(tmp_path):
             assert small.shape == (round(size[0] * 25 / max(size)), round(size[1] * 25 / max(size)), 3)
             assert abs(float(small.mean()) - float(plain.mean())) < 3
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_crops_of_a_large_picture_do_not_stay_in_memory(folder):
+    pytest.importorskip("pyvips")
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from serving.batch.regions import on_disk
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) >> 10
+
+on_disk(Path(sys.argv[1]), "x")
+np.ones(20 << 20, np.uint8)  # its end teaches glibc to take the next ones from its heap
+before, kept = resident(), []
+for _ in range(5):
+    crop = np.ones(20 << 20, np.uint8)
+    kept.append(np.ones(30_000, np.uint8))  # an answer, on top of the heap
+    del crop
+    kept.append(np.ones(30_000, np.uint8))
+print(resident() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder / "large.png"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 10
 
 
 def test_a_broken_picture_that_is_read_late_is_listed(folder, model, tmp_path, monkeypatch):
