@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.backbones.traits import STRIDES, Features, Natural, Traits, require_size
+from pipeline.backbones.traits import STRIDES, Features, Natural, Traits, require_output_stride, require_size
 from pipeline.backbones.weights import is_local, load_weights
 from pipeline.errors import CheckpointError, ConfigError, nearest
 
@@ -135,8 +135,8 @@ def build_backbone(
         weights: None for random, a local file (`.safetensors`, or a state dict read without unpickling code), or
             the hub's name of a weight set (`imagenet`), which downloads.
         stages: of a local file, take only this many stages from the input on; None = all that fits.
-        options: of our own networks, the arguments of the function that builds them; of smp's, `output_stride` 8 or 16:
-            dilation instead of the last strides.
+        options: of our own networks, the arguments of the function that builds them; of smp's and timm's,
+            `output_stride` 8 or 16: dilation instead of the last strides.
         size: (height, width) of the input, checked where it is known.
 
     Raises:
@@ -217,6 +217,8 @@ def _check_options(name: str, options: dict[str, Any], known: list[str]) -> None
     for key in options:
         if key not in known:
             hint = nearest(key, known) if known else "; it has none"
+            if key == "output_stride":
+                hint = "; smp's and timm's residual networks ('resnet50', 'tu-resnet50') and 'light' have it"
             raise ConfigError(f"backbone {name!r}: unknown option {key!r}{hint}")
 
 
@@ -237,8 +239,7 @@ def _from_smp(name: str, in_channels: int, weights: str | None, options: dict[st
         raise ConfigError(f"unknown backbone {name!r}{near_backbone(name, [*encoders, *_BUILDERS])}")
     _check_options(name, options, ["output_stride"])
     stride = options.get("output_stride", 32)
-    if stride not in {8, 16, 32}:
-        raise ConfigError(f"backbone {name!r}: output_stride is 8, 16 or 32, not {stride!r}")
+    require_output_stride(name, stride)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -106,6 +106,12 @@ class Demand:
             )
 
 
+def require_output_stride(name: str, stride: object) -> None:
+    """Raises ConfigError for a stride of the coarsest map that no dilation gives."""
+    if stride not in {8, 16, 32}:
+        raise ConfigError(f"backbone {name!r}: output_stride is 8, 16 or 32, not {stride!r}")
+
+
 class SizeError(ConfigError):
     """An input's (height, width) that a part of a network cannot take.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.imaging.draw import sheet, write_text
 from pipeline.inspect.colours import enlarged, heat, stretched
+from pipeline.inspect.fields import channels_first
 from pipeline.inspect.layers import captured
 from pipeline.inspect.look import Look, NotHereError
 from pipeline.inspect.page import Picture, Section, Table
@@ -29,7 +30,8 @@ def look_at_activations(look: Look) -> Section:
     for at in range(0, len(images), 8):
         with captured(modules) as held, torch.inference_mode():
             subject.module(subject.given(images[at : at + 8]))
-        for name, maps in held.items():
+        for name, found in held.items():
+            maps = channels_first(found, subject.size)
             if maps.ndim != 4:
                 continue
             mapped.setdefault(name, maps[0].float())

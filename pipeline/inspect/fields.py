@@ -39,6 +39,15 @@ class Field:
         return shape[first] == len(self.rows) and shape[second] == len(self.columns)
 
 
+def channels_first(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps as (B, C, H, W), also of a layer that keeps its channels last (Swin): told by the proportions of the image's `size`."""
+    if maps.ndim != 4:
+        return maps
+    _, first, second, third = maps.shape
+    last = first * size[1] == second * size[0] and second * size[1] != third * size[0]
+    return maps.movedim(3, 1) if last else maps
+
+
 class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """While active, keeps the Field of every tensor computed from a marked image."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.imaging.draw import sheet, write_text
 from pipeline.inspect.colours import enlarged, overlay
+from pipeline.inspect.fields import channels_first
 from pipeline.inspect.layers import captured
 from pipeline.inspect.look import Look, NotHereError
 from pipeline.inspect.page import Picture, Section
@@ -96,7 +97,12 @@ def cam_maps(
     model = Explained(network, head)
     kind = GradCAM if network.named_heads()[head].space.kind in {"classes", "multilabel"} else HiResCAM
     given = images.float().requires_grad_()  # the weights are frozen: gradients start at the pixels
-    with torch.enable_grad(), kind(model=model, target_layers=[layer]) as cam:
+    size = (images.shape[2], images.shape[3])
+
+    def arranged(maps: Tensor) -> Tensor:
+        return channels_first(maps, size)
+
+    with torch.enable_grad(), kind(model=model, target_layers=[layer], reshape_transform=arranged) as cam:
         found = cam(input_tensor=given, targets=[_itself] * len(images))
     network.zero_grad(set_to_none=True)
     return np.nan_to_num(np.asarray(found, np.float32)), model.told
@@ -163,7 +169,8 @@ def _target_layer(look: Look, head: str, batch: Tensor) -> tuple[str, nn.Module]
         used = torch.autograd.grad(score, [held[name] for name in usable], allow_unused=True)
     found = [name for name, gradient in zip(usable, used, strict=True) if gradient is not None and bool(gradient.any())]
     if subject.spaces[head].kind in {"boxes", "mask"} and not look.wish.layers:
-        found = [name for name in found if held[name].shape[-1] * PLACE_STRIDE >= subject.size[1]] or found
+        wide = {name: channels_first(held[name], subject.size).shape[-1] for name in found}
+        found = [name for name in found if wide[name] * PLACE_STRIDE >= subject.size[1]] or found
     if not found:
         return None
     return found[-1], modules[found[-1]]

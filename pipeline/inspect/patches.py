@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.imaging.draw import sheet, write_text
 from pipeline.imaging.geometry import FILL
-from pipeline.inspect.fields import Field
+from pipeline.inspect.fields import Field, channels_first
 from pipeline.inspect.layers import captured, fields_of
 from pipeline.inspect.look import Look, NotHereError
 from pipeline.inspect.page import Picture, Section
@@ -45,7 +45,7 @@ def look_at_patches(look: Look) -> Section:
         with captured({name: modules[name] for name in tops}) as held, torch.inference_mode():
             subject.module(subject.given(images[start : start + 8]))
         for name, maps in held.items():
-            tops[name].add(maps.float(), start)
+            tops[name].add(channels_first(maps, subject.size).float(), start)
     pictures, figures = [], {}
     for name, top in tops.items():
         channels = top.channels(count)

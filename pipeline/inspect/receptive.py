@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.imaging.draw import sheet, write_text
 from pipeline.inspect.colours import enlarged, heat
-from pipeline.inspect.fields import Field
+from pipeline.inspect.fields import Field, channels_first
 from pipeline.inspect.layers import captured, field_size, fields_of
 from pipeline.inspect.look import Look, NotHereError
 from pipeline.inspect.page import Picture, Section, Table
@@ -70,7 +70,7 @@ def gradient_map(network: nn.Module, module: nn.Module, images: Tensor) -> NDArr
     given = images.detach().clone().requires_grad_()
     with captured({"it": module}) as held, torch.enable_grad():
         network(given)
-        maps = held["it"]
+        maps = channels_first(held["it"], (images.shape[2], images.shape[3]))
         signs = torch.randn(maps.shape[1], generator=torch.Generator().manual_seed(0)).sign()
         spot = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
         (gradient,) = torch.autograd.grad((spot * signs).sum(), given)
@@ -99,7 +99,7 @@ def nan_reach(
     images[:, :, pixel[0], pixel[1]] = torch.nan
     with captured(same) as held, torch.no_grad():
         double(images)
-    return {name: maps[0].isnan().any(0).numpy() for name, maps in held.items()}
+    return {name: channels_first(maps, inputs[1:])[0].isnan().any(0).numpy() for name, maps in held.items()}
 
 
 def theory_reach(field: Field, pixel: tuple[int, int]) -> NDArray[np.bool_]:

@@ -162,8 +162,8 @@ def test_what_does_not_fit_is_told_at_construction(arguments, message):
 def test_options_that_do_not_exist_are_told():
     with pytest.raises(ConfigError, match=r"'vgg-d': unknown option 'widht'; did you mean 'width'"):
         build_backbone("vgg-d", options={"widht": 1})
-    with pytest.raises(ConfigError, match="'light': unknown option 'width'; it has none"):
-        build_backbone("light", options={"width": 1})
+    with pytest.raises(ConfigError, match="'plain18': unknown option 'width'; it has none"):
+        build_backbone("plain18", options={"width": 1})
     with pytest.raises(ConfigError, match="activation is tanh or relu"):
         build_backbone("lenet5", options={"activation": "gelu"})
     with pytest.raises(ConfigError, match=r"'vgg-a' cannot be built with \{'width': 'wide'\}"):

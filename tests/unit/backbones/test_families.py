@@ -195,14 +195,28 @@ def test_separable_layers_multiply_less():
 @pytest.mark.parametrize(
     ("stride", "sides"), [(8, [32, 16, 8, 8, 8]), (16, [32, 16, 8, 4, 4]), (32, [32, 16, 8, 4, 2])]
 )
-def test_dilation_keeps_the_coarse_maps_fine_and_the_weights_as_they_were(stride, sides):
-    dilated = build_backbone("resnet18", options={"output_stride": stride}).eval()
+@pytest.mark.parametrize("name", ["resnet18", "tu-resnet18", "light", "light-deep"])
+def test_dilation_keeps_the_coarse_maps_fine_and_the_weights_as_they_were(name, stride, sides):
+    dilated = build_backbone(name, options={"output_stride": stride}).eval()
     with torch.no_grad():
         assert [m.shape[-1] for m in dilated(torch.zeros(1, 3, 64, 64))] == sides
     assert dilated.traits.strides == tuple(64 // side for side in sides)
     assert {k: v.shape for k, v in dilated.state_dict().items()} == {
-        k: v.shape for k, v in build_backbone("resnet18").state_dict().items()
+        k: v.shape for k, v in build_backbone(name).state_dict().items()
     }
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_dilated_light_network_answers_as_before_at_the_coarse_places(stride):
+    """The algorithm with holes of Chen et al. 2015: the same weights, more places."""
+    plain = build_backbone("light-deep").eval()
+    dilated = build_backbone("light-deep", options={"output_stride": stride}).eval()
+    dilated.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        images = torch.rand(1, 3, 64, 96)
+        for fine, coarse in zip(dilated(images), plain(images), strict=True):
+            step = fine.shape[-1] // coarse.shape[-1]
+            torch.testing.assert_close(fine[:, :, ::step, ::step], coarse, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +251,14 @@ def test_the_libraries_networks_export(tmp_path, backbone):
         ("convnet", {"blocks": 6}, "takes 1 to 5 blocks"),
         ("convnet", {"kernel": 4}, "an odd kernel"),
         ("resnet18", {"output_stride": 4}, "output_stride is 8, 16 or 32, not 4"),
+        ("light", {"output_stride": "8"}, "'light': output_stride is 8, 16 or 32, not '8'"),
         ("vgg16", {"output_stride": 8}, "output_stride 8 cannot be built"),
         ("resnet18", {"stride": 8}, "unknown option 'stride'"),
-        ("torchvision/resnet18", {"output_stride": 8}, "unknown option 'output_stride'; it has none"),
+        (
+            "torchvision/resnet18",
+            {"output_stride": 8},
+            "unknown option 'output_stride'; smp's and timm's residual networks",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_told(name, options, message):

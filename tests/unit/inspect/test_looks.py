@@ -19,6 +19,7 @@ from pipeline.inspect.layers import captured
 from pipeline.inspect.look import Look, NotHereError, Wish
 from pipeline.inspect.page import Picture, Section, Table, to_json, write_page
 from pipeline.inspect.patches import look_at_patches
+from pipeline.inspect.receptive import look_at_fields
 from pipeline.inspect.run import take_looks
 from pipeline.inspect.shift import look_at_shifts, moved_images, movement
 from pipeline.inspect.subject import Subject, find_images, named_backbone
@@ -164,6 +165,37 @@ def test_boxes_and_masks_are_explained_where_there_are_places(subject, monkeypat
     monkeypatch.setattr(head, "space", space)
     look = Look(Subject("stages", network, 3, SIZE, {"colour": space}), spots, Wish(count=2))
     assert look_at_answers(look).figures["colour"]["layer"] == f"backbone.body.{found}"
+
+
+def test_layers_with_their_channels_last_are_looked_at_as_others_are(subject):
+    """As Swin's stages: rows, columns, channels."""
+
+    class Last(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 3, 1)
+
+    class Turned(Colours):
+        def __init__(self):
+            super().__init__()
+            self.last = Last()
+
+        def forward(self, x):
+            return [self.last(self.out(self.pick(x))).permute(0, 3, 1, 2)] * 5
+
+    backbone = Backbone(Turned(), (2, 2, 2, 2, 2), "turned", ("last",))
+    network = VisionNetwork(backbone, {"colour": subject.network.heads["colour"]}).eval().requires_grad_(False)
+    look = Look(Subject("turned", network, 3, SIZE, subject.spaces), spots, Wish(count=2))
+    name = "backbone.body.last"
+    assert look_at_activations(look).figures[name]["channels"] == 2
+    assert look_at_patches(look).figures[name]["0"][0]["box"] == [48, 48, 56, 56]
+    white = Look(look.subject, lambda: [("white", np.full((*SIZE, 3), 255, np.uint8))], Wish())
+    assert look_at_fields(white).figures[name] == {
+        "theory": (8, 8), "stride": (8, 8), "effective": 8.0, "nan_check": "agrees",
+    }  # fmt: skip
+    maps, _ = cam_maps(network, "colour", look.subject.layer(name), look.subject.batch([spots()[0][1]]))
+    row, column = np.unravel_index(maps[0].argmax(), SIZE)
+    assert 8 <= row < 16
+    assert 8 <= column < 16
 
 
 def test_a_head_whose_answer_has_no_gradient_is_left_out(look, monkeypatch):
