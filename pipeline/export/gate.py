@@ -75,7 +75,7 @@ class Gate:
         bundle = read_bundle(folder)
         unit = bundle.manifest.input.multiple
         rows, columns = (max(SMALLEST, -(-side // unit)) for side in bundle.manifest.input.size)
-        height, width = unit * (rows + 1), unit * (columns + 3)
+        height, width = unit * (rows + 2), unit * (columns + 1)  # not the sizes that the exporter saw
         more = ((0, 0), (0, height - self.images.shape[1]), (0, width - self.images.shape[2]), (0, 0))
         batch = np.pad(self.images[:2], more, mode="wrap")
         try:

@@ -147,13 +147,13 @@ def test_open_sizes(data, tmp_path):
     gate = Gate(graph, data, {}, np.random.default_rng(2).integers(0, 255, (5, 64, 64, 3), np.uint8), None)
     gate.require_other_sizes(bundle.path)
     other = replace(gate, graph=AnswerGraph(network(data, backbone="light").network).eval())
-    with pytest.raises(ExportError, match=r"160 x 224 pixels get other answers .* leave --dynamic-size out"):
+    with pytest.raises(ExportError, match=r"192 x 160 pixels get other answers .* leave --dynamic-size out"):
         other.require_other_sizes(bundle.path)
 
 
 def test_a_network_of_fixed_size_is_not_called_open(exported, images, data):
     graph, bundle = exported
-    with pytest.raises(ExportError, match=r"160 x 224 pixels get .*dimensions.*; leave --dynamic-size out"):
+    with pytest.raises(ExportError, match=r"192 x 160 pixels get .*dimensions.*; leave --dynamic-size out"):
         Gate(graph, data, {}, images, None).require_other_sizes(bundle.path)
 
 
