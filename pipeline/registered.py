@@ -64,6 +64,11 @@ def fetch_bundle(name: str, version: str, target: Path) -> None:
 
     try:
         open_client()
+    except store_errors() as error:
+        raise BundleError(
+            f"models:/{name}/{version}: {public_uri(store_uri())} cannot be asked: {plain_reason(error)}"
+        ) from error
+    try:
         mlflow.set_tracking_uri(store_uri())
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             found = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/bundle", dst_path=folder)

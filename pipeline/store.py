@@ -67,7 +67,12 @@ def refused(error: Exception) -> bool:
 
 
 def plain_reason(error: BaseException) -> str:
-    """The first line of an error, at most 200 characters."""
+    """The first line of an error, at most 200 characters; of a failed connection, the system's word for it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionError, TimeoutError, socket.gaierror)):
+            return cause.strerror or "it did not answer in time"
+        cause = cause.__cause__ or cause.__context__
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:200]
 

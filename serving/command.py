@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import math
 import os
 import socket
 import tempfile
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.arguments import Arguments
 from pipeline.errors import ConfigError
 from serving.settings import Settings
 
@@ -111,9 +112,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def parse(argv: list[str]) -> Settings:
     """The command line as Settings; raises ConfigError for values that make no sense."""
     default = Settings("")
-    parser = argparse.ArgumentParser(
-        prog="lightning serve", description="An HTTP service for a bundle: a page at /, an API at /predict and /v2."
-    )
+    parser = Arguments("lightning serve", "An HTTP service for a bundle: a page at /, an API at /predict and /v2.")
     parser.add_argument("model", metavar="BUNDLE|models:/NAME@ALIAS", help="a bundle's folder, or a registered model")
     parser.add_argument("--host", default=default.host, help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=default.port, help="0 takes a free one")
@@ -153,13 +152,13 @@ def parse(argv: list[str]) -> Settings:
     parser.add_argument("--cors", default="", metavar="ORIGIN,...", help="pages that may call from a browser")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--traces", action="store_true", help="OpenTelemetry, sent as the OTEL_* variables say")
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
     for name in ("port", "streams", "threads", "decoders", "max_batch", "batch_delay_ms", "quota", "drain"):
-        if getattr(given, name) < 0:
+        if not 0 <= getattr(given, name) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(given, name)}; it takes 0 or more")
     for name in ("workers", "queue_items", "max_wait", "deadline", "max_body_mb", "max_image_mb", "max_megapixels",
                  "max_images", "body_timeout", "header_timeout", "stop", "poll"):  # fmt: skip
-        if getattr(given, name) <= 0:
+        if not 0 < getattr(given, name) < math.inf:
             option = {"queue_items": "queue"}.get(name, name).replace("_", "-")
             raise ConfigError(f"--{option} is {getattr(given, name)}; it takes more than 0")
     return Settings(

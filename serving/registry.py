@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline.bundle import read_bundle
 from pipeline.errors import BundleError
 from pipeline.registered import ModelRef
-from pipeline.store import public_uri, store_uri
+from pipeline.store import plain_reason, public_uri, store_uri
 
 
 def current_version(ref: ModelRef) -> str:
@@ -43,7 +43,7 @@ def current_version(ref: ModelRef) -> str:
         reason = "there is no such model or alias" if error.code == 404 else f"the store answered {error.code}"
         raise BundleError(f"{ref}: {reason} in {public_uri(uri)}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{ref}: {public_uri(uri)} cannot be asked: {error}") from error
+        raise BundleError(f"{ref}: {public_uri(uri)} cannot be asked: {plain_reason(error)}") from error
 
 
 def fetch(ref: ModelRef, version: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -56,7 +57,9 @@ def bind(settings: Settings) -> socket.socket:
     except (OSError, OverflowError) as error:
         found.close()
         reason = getattr(error, "strerror", None) or error
-        raise ServeError(f"cannot listen on {settings.host}:{settings.port}: {reason}; name another --port") from error
+        no_place = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        other = "--host of this machine" if no_place else "--port"
+        raise ServeError(f"cannot listen on {settings.host}:{settings.port}: {reason}; name another {other}") from error
     return found
 
 

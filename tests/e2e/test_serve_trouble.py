@@ -180,14 +180,20 @@ def test_processes_end_with_a_service_that_was_killed(bundle):
         (("nowhere",), "is no bundle"),
         (("BUNDLE", "--engine", "onnxruntme"), "did you mean 'onnxruntime'"),
         (("BUNDLE", "--port", "99999"), "name another --port"),
+        (("BUNDLE", "--host", "1.2.3.4", "--port", "0"), "name another --host of this machine"),
+        (("BUNDLE", "--porrt", "0"), "unknown option --porrt; did you mean '--port'"),
+        (("BUNDLE", "--max-wait", "nan"), "--max-wait is nan"),
         (("BUNDLE", "--workers", "0"), "--workers is 0"),
+        (("models:/known/3",), "models:/known/3: http://127.0.0.1:9 cannot be asked: Connection refused"),
+        (("models:/known@champion",), "models:/known@champion: http://127.0.0.1:9 cannot be asked: Connection refused"),
         (("BUNDLE", "--api-keys", "nowhere"), "--api-keys nowhere"),
     ],
 )
 def test_mistakes_are_one_line(bundle, arguments, told, tmp_path):
     command = [str(Path(sys.executable).parent / "lightning"), "serve"]
     command += [str(bundle) if part == "BUNDLE" else part for part in arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in {1, 2}
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ")
