@@ -142,6 +142,37 @@ PREDICT_REQUEST: dict[str, Any] = {
 }
 
 
+MODEL_EXAMPLE: dict[str, Any] = {
+    "name": "trifocal",
+    "version": "3",
+    "run_id": "5f3c…",
+    "heads": {
+        "objects": {
+            "kind": "boxes",
+            "classes": ["disc", "star"],
+            "colours": [[242, 148, 61], [95, 61, 242]],
+            "threshold": 0.4,
+        }
+    },
+    "input": {"height": 320, "width": 320},
+    "engine": {
+        "spec": "onnxruntime:fp32",
+        "engine": "onnxruntime 1.23.2",
+        "device": "cpu",
+        "threads": 1,
+        "choice": "engine onnxruntime:fp32",
+    },
+    "provenance": {"data": {}, "code": {}},
+}
+"""What /model tells."""
+
+
+def shown(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI response of a route that answers with such a JSON object."""
+    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    return {200: {"description": "the answer", "content": content}}
+
+
 def problems(*statuses: int, oip: bool = False) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses of some statuses, each kind of problem as an example; all statuses where none is named; `oip` as `document`."""
     found: dict[int | str, dict[str, Any]] = {}

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.problems import Problem
-from serving.schemas import problems
+from serving.routes.plain import PlainRoute
+from serving.schemas import MODEL_EXAMPLE, problems, shown
 from serving.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=PlainRoute)
+
+_ALIVE, _READY = {"status": "alive"}, {"status": "ready"}
 
 
-@router.get("/healthz")
-async def healthz() -> dict[str, str]:
+@router.get("/healthz", responses=shown(_ALIVE))
+async def healthz(request: Request) -> Response:  # noqa: ARG001  # a plain route's signature
     """The process lives."""
-    return {"status": "alive"}
+    return JSONResponse(_ALIVE)
 
 
-@router.get("/readyz", responses=problems(503))
-async def readyz(request: Request) -> dict[str, str]:
+@router.get("/readyz", responses={**shown(_READY), **problems(503)})
+async def readyz(request: Request) -> Response:
     """New requests are welcome; 503 while stopping."""
     service: Service = request.app.state.service
     if not service.ready:
         raise Problem("stopping", "the service takes no new requests")
-    return {"status": "ready"}
+    return JSONResponse(_READY)
 
 
-@router.get("/model", responses=problems(401, 503))
-async def model(request: Request) -> dict[str, Any]:
+@router.get("/model", responses={**shown(MODEL_EXAMPLE), **problems(401, 503)})
+async def model(request: Request) -> Response:
     """What answers: version, heads and classes with their colours, input, engine, provenance."""
     service: Service = request.app.state.service
     deployment = service.model
@@ -45,15 +46,17 @@ async def model(request: Request) -> dict[str, Any]:
         }
         for name, head in manifest.heads.items()
     }
-    return {
-        "name": manifest.name,
-        "version": deployment.version,
-        "run_id": deployment.run_id,
-        "heads": heads,
-        "input": {"height": manifest.input.height, "width": manifest.input.width},
-        "engine": {key: deployment.ready[key] for key in ("spec", "engine", "device", "threads", "choice")},
-        "provenance": manifest.provenance,
-    }
+    return JSONResponse(
+        {
+            "name": manifest.name,
+            "version": deployment.version,
+            "run_id": deployment.run_id,
+            "heads": heads,
+            "input": {"height": manifest.input.height, "width": manifest.input.width},
+            "engine": {key: deployment.ready[key] for key in ("spec", "engine", "device", "threads", "choice")},
+            "provenance": manifest.provenance,
+        }
+    )
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=problems(401))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from serving.problems import Problem
+from serving.routes.plain import PlainRoute
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=PlainRoute)
 
 FOLDER = Path(__file__).parents[1] / "page"
 KINDS = {
@@ -37,20 +38,21 @@ def _read(name: str) -> bytes:
 
 
 @router.get("/")
-async def index() -> Response:
+async def index(request: Request) -> Response:  # noqa: ARG001  # a plain route's signature
     """The page."""
     return Response(_read("index.html"), media_type=KINDS["index.html"], headers=_HEADERS)
 
 
 @router.get("/docs")
-async def docs() -> Response:
+async def docs(request: Request) -> Response:  # noqa: ARG001  # likewise
     """The API's description."""
     return Response(_read("docs.html"), media_type=KINDS["docs.html"], headers=_HEADERS)
 
 
 @router.get("/page/{name}")
-async def part(name: str) -> Response:
+async def part(request: Request) -> Response:
     """One of its files."""
+    name = request.path_params["name"]
     if name not in KINDS:
         raise Problem("not-found", f"/page/{name[:80]}")
     return Response(_read(name), media_type=KINDS[name], headers=_HEADERS)

@@ -95,3 +95,6 @@ def test_the_document_names_every_operation_once_and_shows_every_problem(service
     infer = document["paths"]["/v2/models/{name}/infer"]["post"]
     assert infer["requestBody"]["content"]["application/json"]["example"]["inputs"]
     json.dumps(document)
+    for path, answer in (("/healthz", {"status": "alive"}), ("/model", service.client.get("/model").json())):
+        example = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+        assert set(example) == set(answer)

@@ -69,6 +69,12 @@ print(len(loaded), sorted(late), sorted(unwanted & loaded))
     assert int(count) < 400
 
 
+def test_the_service_itself_imports_no_second_pydantic():
+    code = "import sys, serving.app; print([name for name in ('pydantic.v1', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_engines_have_no_thread_of_their_own_and_report_nothing(tmp_path):
     home = Path(tempfile.mkdtemp(prefix="trifocal-home-"))  # pytest's own path may be too long for a socket
     places = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home)}
