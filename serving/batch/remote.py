@@ -79,7 +79,10 @@ class RemoteFiles:
         walk = self._files.walk(self._root, detail=True, on_error=lambda error: troubles.append((self._root, error)))
         for _, _, held in walk:
             for info in held.values():
-                yield self._entry(str(info["name"]), info)
+                if info.get("size") or not str(info["name"]).endswith(
+                    "/"
+                ):  # not an empty object that stands for a folder
+                    yield self._entry(str(info["name"]), info)
         for place, error in troubles:
             yield Entry(place.encode() + b"/", "", f"the folder cannot be read: {error}")
 

@@ -31,6 +31,8 @@ def bucket():
         files.pipe_file("photos/broken.jpg", b"\xff\xd8\xff nothing")
         files.pipe_file("photos/notes.txt", b"text")
         files.touch("photos/deep/empty.png")
+        for marker in ("deep/", "deep/er/"):  # as S3's own console makes folders
+            files.call_s3("put_object", Bucket="photos", Key=marker, Body=b"")
         yield files
     running.stop()
 
@@ -41,13 +43,15 @@ def model(tmp_path_factory):
 
 
 def test_a_bucket_is_answered_as_the_same_files_in_a_folder(bucket, model, tmp_path):
-    for place in bucket.find("photos"):
+    for place in (place for place in bucket.find("photos") if not place.endswith("/")):
         path = tmp_path / "in" / place.removeprefix("photos/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bucket.cat_file(place))
     options = {"overlay": True, "formats": ("coco", "yolo"), "part": 3}
     predict("s3://photos", model, tmp_path / "remote", **options)
     predict(tmp_path / "in", model, tmp_path / "local", **options)
+    predict("s3://photos/deep", model, tmp_path / "deep")
+    assert listed(tmp_path / "deep")[0].keys() == {"empty.png"}
     errors, answered = listed(tmp_path / "remote")
     assert answered == dict.fromkeys(NAMES, 3)
     assert errors.keys() == {"broken.jpg", "notes.txt", "deep/empty.png"}
