@@ -120,8 +120,6 @@ def along_the_way(backbone: Backbone | None, weight: float, classes: int) -> lis
     """A network's classifiers along the way; none where their weight is 0. Raises ConfigError where it has none."""
     if weight == 0:
         return []
-    if weight < 0:
-        raise ConfigError(f"auxiliary is a weight of 0 or more, not {weight}")
     if backbone is None or not backbone.traits.along:
         name = repr(backbone.name) if backbone is not None else "None"
         raise ConfigError(

@@ -64,17 +64,15 @@ def test_between_validations_the_plateau_has_no_score_to_go_by():
     assert made["lr_scheduler"]["frequency"] == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "precision", "told"),
-    [
-        ({"in_channels": 4}, "32-true", "in_channels is 4, but the data gives RGB"),
-        ({}, "bf16-true", "precision is bf16-true; take 32-true, bf16-mixed or 16-mixed"),
-    ],
-)
-def test_what_the_trainer_cannot_do_is_told_before_it_starts(options, precision, told):
-    module = ClassificationModule("light", spaces={"label": SPACE.to_dict()}, **options)
-    module._trainer = SimpleNamespace(precision=precision, world_size=1)
-    with pytest.raises(ConfigError, match=told):
+def test_channels_that_the_data_has_not_are_told_at_construction():
+    with pytest.raises(ConfigError, match="in_channels is 4, but the data gives RGB"):
+        ClassificationModule("light", spaces={"label": SPACE.to_dict()}, in_channels=4)
+
+
+def test_a_precision_that_loses_too_much_is_told_before_training_starts():
+    module = ClassificationModule("light", spaces={"label": SPACE.to_dict()})
+    module._trainer = SimpleNamespace(precision="bf16-true", world_size=1)
+    with pytest.raises(ConfigError, match="precision is bf16-true; take 32-true, bf16-mixed or 16-mixed"):
         module.setup("fit")
 
 

@@ -101,7 +101,7 @@ def test_a_network_without_classifiers_along_the_way_says_so():
     told = r"head 'label' \(classification\): auxiliary: 0.3, but backbone 'resnet18' has no classifiers along the way"
     with pytest.raises(ConfigError, match=told):
         on_meta("resnet18", head={"auxiliary": 0.3})
-    with pytest.raises(ConfigError, match="auxiliary is a weight of 0 or more, not -1"):
+    with pytest.raises(ConfigError, match="auxiliary must be 0 or more, not -1"):
         on_meta("googlenet", head={"auxiliary": -1.0})
 
 
