@@ -229,7 +229,8 @@ def require_strides(backbone: Backbone, wanted: tuple[int, ...], who: str, inste
     if lacking:
         has = f"maps at strides {backbone.present}" if found else "maps for image labels only"
         told = f"{who} needs maps at strides {list(wanted)}; backbone {backbone.name!r} has {has}"
-        raise ConfigError(f"{told}: take {instead}, or another backbone ('vgg-d', 'resnet18', 'light')")
+        choices = f"{instead}, or another backbone" if found else "another backbone"
+        raise ConfigError(f"{told}: take {choices} ('vgg-d', 'resnet18', 'light')")
 
 
 def _from_smp(name: str, in_channels: int, weights: str | None, options: dict[str, Any]) -> Backbone:

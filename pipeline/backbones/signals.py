@@ -47,6 +47,8 @@ def conv1d(in_channels: int, size: tuple[int, int], width: int = 15) -> Backbone
     if size[0] != 1 or size[1] < 15:
         told = f"data.size {list(size)} does not fit backbone 'conv1d': it takes [1, 15] or longer"
         raise SizeError(told, (1, max(15, size[1])))
+    if width < 1:
+        raise ConfigError(f"backbone 'conv1d': width is a number of channels of 1 or more, not {width}")
     places = size[1]
     for _ in range(3):
         places = (places - 3) // 2 + 1

@@ -71,10 +71,10 @@ class FcnDecoder(Decoder):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if stride not in {8, 16, 32} or upsampling not in {"learned", "bilinear"} or kernel % 2 == 0:
+        if stride not in {8, 16, 32} or upsampling not in {"learned", "bilinear"} or kernel % 2 == 0 or hidden < 0:
             raise ConfigError(
-                "decoder 'fcn' takes stride 8, 16 or 32, upsampling learned or bilinear, and an odd kernel;"
-                f" not {stride}, {upsampling!r}, {kernel}"
+                "decoder 'fcn' takes stride 8, 16 or 32, upsampling learned or bilinear, an odd kernel and a hidden of 0"
+                f" or more; not {stride}, {upsampling!r}, {kernel} and {hidden}"
             )
         last, learned = backbone.coarsest, upsampling == "learned"
         channels, at = backbone.channels, backbone.traits.strides[last]

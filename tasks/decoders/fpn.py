@@ -41,9 +41,10 @@ class FpnDecoder(Decoder):
         fine: int = 2,
     ) -> None:
         super().__init__()
-        if stride not in {2, 4, 8} or fine < 1 or stride % fine:
+        if stride not in {2, 4, 8} or fine < 1 or stride % fine or width < 1:
             raise ConfigError(
-                f"decoder 'fpn' takes stride 2, 4 or 8 and a fine that divides it, not stride {stride} and fine {fine}"
+                "decoder 'fpn' takes stride 2, 4 or 8, a fine that divides it, and a width of 1 or more;"
+                f" not stride {stride}, fine {fine} and width {width}"
             )
         if stride not in backbone.present:
             raise ConfigError(

@@ -114,7 +114,8 @@ class DetectionHead(BoxHead):
         if len(picked) != len(self.strides) or picked != list(range(picked[0], picked[0] + len(picked))):
             raise ConfigError(f"strides {self.strides} must be consecutive ones of {list(STRIDES)}, fine to coarse")
         if backbone is not None:
-            require_strides(backbone, tuple(self.strides), "the pyramid", "strides that it has, or kind: yolo-v1")
+            other = "strides that it has" + (", or kind: yolo-v1" if 32 in backbone.present else "")
+            require_strides(backbone, tuple(self.strides), "the pyramid", other)
         self.picked, self.max_boxes = picked, max_boxes
         self.nms, self.nms_iou, self.topk = nms, nms_iou, topk
         self.one_gradient = one_gradient

@@ -172,12 +172,14 @@ def test_options_that_do_not_exist_are_told():
         build_backbone("vgg-a", options={"configuration": "e"})
     with pytest.raises(ConfigError, match="width is 0"):
         build_backbone("vgg-a", options={"width": 0})
+    with pytest.raises(ConfigError, match="'conv1d': width is a number of channels of 1 or more, not 0"):
+        build_backbone("conv1d", 1, options={"width": 0}, size=(1, 40))
 
 
 def test_a_network_for_labels_only_refuses_boxes_and_masks():
     from tasks.network import build_network
     from tests.unit.test_heads import SPACES
 
-    told = r"head 'objects' \(detection\): the pyramid needs maps .*'lenet5' has maps for image labels only: take .*'vgg-d'"
+    told = r"head 'objects' \(detection\): .*'lenet5' has maps for image labels only: take another backbone \('vgg-d'"
     with pytest.raises(ConfigError, match=told):
         build_network("lenet5", 3, None, {"objects": {}}, SPACES)
