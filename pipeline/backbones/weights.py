@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt"}
 
@@ -20,7 +23,9 @@ def is_local(weights: str) -> bool:
 
 
 def load_weights(body: nn.Module, name: str, stage_names: tuple[str, ...], path: Path, stages: int | None) -> None:
-    """Fills a backbone's body from a local file, of which heads and what does not fit are left out.
+    """Fills a backbone's body from a local file, of which heads and what does not fit are left out; the latter is told.
+
+    A first convolution for colour is taken by a grey network as the sum over its channels, as if all three were alike.
 
     Args:
         body: is changed.
@@ -35,6 +40,7 @@ def load_weights(body: nn.Module, name: str, stage_names: tuple[str, ...], path:
     """
     state = read_state(path)
     own = body.state_dict()
+    _take_grey(state, own)
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if stages is not None:
         if not 0 < stages <= len(stage_names):
@@ -44,6 +50,25 @@ def load_weights(body: nn.Module, name: str, stage_names: tuple[str, ...], path:
     if len(fitting) < (len(own) if stages is not None else len(own) / 2):
         raise CheckpointError(f"{path} does not fit backbone {name!r}: {len(fitting)} of {len(own)} tensors fit")
     body.load_state_dict(fitting, strict=False)
+    left = [key for key in own if key not in fitting]
+    if left:
+        more = ", ..." if len(left) > 3 else ""
+        log.warning(
+            "%s fills %d of %d tensors of %r; left at random: %s%s",
+            path,
+            len(fitting),
+            len(own),
+            name,
+            ", ".join(left[:3]),
+            more,
+        )
+
+
+def _take_grey(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
+    """Turns a file's first convolution of three channels into that of a network with one."""
+    first = next((key for key, value in own.items() if value.ndim >= 3), None)
+    if first in state and own[first].shape[1] == 1 and state[first].shape[1] == 3:
+        state[first] = state[first].sum(1, keepdim=True)
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

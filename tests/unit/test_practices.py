@@ -248,6 +248,22 @@ def test_what_cannot_be_taken_is_told(tmp_path):
         build_backbone("light", stages=1)
 
 
+def test_a_grey_network_takes_weights_for_colour_and_what_is_left_is_told(tmp_path, caplog):
+    from safetensors.torch import save_file
+
+    colour = build_backbone("light").body.state_dict()
+    save_file(colour, tmp_path / "colour.safetensors")
+    grey = build_backbone("light", 1, weights=str(tmp_path / "colour.safetensors")).body.state_dict()
+    first = next(key for key, value in grey.items() if value.ndim == 4)
+    assert torch.equal(grey[first], colour[first].sum(1, keepdim=True))
+    assert not caplog.records
+    del colour[first]
+    save_file(colour, tmp_path / "part.safetensors")
+    build_backbone("light", weights=str(tmp_path / "part.safetensors"))
+    (told,) = caplog.messages
+    assert told.endswith(f"{len(grey) - 1} of {len(grey)} tensors of 'light'; left at random: {first}")
+
+
 def test_a_network_that_took_part_of_another_reloads_from_its_own_checkpoint(tmp_path):
     from pipeline.export.graph import load_trained
 
