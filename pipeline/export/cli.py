@@ -93,10 +93,18 @@ def evaluate_command(argv: list[str]) -> int:
 
     found = evaluate(given.bundle, _data(given), given.split, given.engine, given.tta)
     _say(found.predictor.choice.describe())
+    if found.unread:
+        more = ", ..." if len(found.unread) > 5 else ""
+        total = found.images + len(found.unread)
+        _say(
+            f"{len(found.unread)} of {total} images cannot be read and do not count: {', '.join(found.unread[:5])}{more}"
+        )
     columns = {given.split: found.scores} | ({given.tta: found.averaged} if found.averaged is not None else {})
     sys.stdout.write(score_table(columns, given.split, found.images))
     if given.json is not None:
         told: dict[str, Any] = {"split": given.split, "images": found.images, "metrics": found.scores}
+        if found.unread:
+            told["unread"] = list(found.unread)
         if found.averaged is not None:
             told |= {"tta": given.tta, "averaged": found.averaged}
         try:

@@ -19,13 +19,15 @@ class Evaluated:
 
     Attributes:
         predictor: that was used.
-        images: of the split.
+        images: of the split, less those that cannot be read.
+        unread: the names of the latter.
         scores: metrics by head, each image seen once.
         averaged: the same over several views of each; None where none were asked for.
     """
 
     predictor: Predictor
     images: int
+    unread: tuple[str, ...]
     scores: Scores
     averaged: Scores | None = None
 
@@ -53,6 +55,7 @@ def evaluate(bundle: Path, data: dict[str, Any], split: str, engine: str, tta: s
     if not records:
         raise DataError(f"the data has no {split} images; choose another split by --split")
     source.align({name: head.space for name, head in predictor.heads.items()})
-    scores = served_scores(predictor, source, split)
+    unread: set[str] = set()
+    scores = served_scores(predictor, source, split, unread=unread)
     averaged = None if tta == "none" else served_scores(predictor, source, split, tta=tta)
-    return Evaluated(predictor, len(records), scores, averaged)
+    return Evaluated(predictor, len(records) - len(unread), tuple(sorted(unread)), scores, averaged)

@@ -53,16 +53,23 @@ def served_scores(
     split: str = "val",
     metrics: dict[str, HeadMetrics] | None = None,
     tta: str = "none",
+    unread: set[str] | None = None,
 ) -> Scores:
     """The metrics of a bundle: every image encoded, decoded, letterboxed, inferred and moved back as in serving.
 
-    `tta` averages over several views of each image, as batch-predict does.
+    Args:
+        predictor: the bundle on an engine.
+        data: where the images are.
+        split: `train`, `val` or `test`.
+        metrics: to add to, by head; None for fresh ones.
+        tta: averages over several views of each image, as batch-predict does.
+        unread: is given the names of images that cannot be read, which the metrics leave out.
     """
     views = untiled(predictor, EVERYTHING, tta)
     metrics = metrics or {name: metrics_for(head.space, head.threshold) for name, head in predictor.heads.items()}
     records = iter(data.records(split))
     for batch in _loader(data, split):
-        for index, answer in _answered(views, list(islice(records, len(batch)))):
+        for index, answer in _answered(views, list(islice(records, len(batch))), set() if unread is None else unread):
             for name, each in metrics.items():
                 if name in batch.targets:
                     target = full_size_target(batch, name, index)
@@ -70,12 +77,14 @@ def served_scores(
     return {name: each.compute() for name, each in metrics.items()}
 
 
-def _answered(views: Views, records: list[Record]) -> list[tuple[int, Answer]]:
-    """The answers with their images' numbers; images that cannot be read are left out."""
+def _answered(views: Views, records: list[Record], unread: set[str]) -> list[tuple[int, Answer]]:
+    """The answers with their images' numbers; the names of images that cannot be read go to `unread`."""
     prepared: list[tuple[int, Any]] = []
     for index, record in enumerate(records):
-        with suppress(ImageError):
+        try:
             prepared.append((index, views.prepare(encoded_image(record), "image", None)))
+        except ImageError:
+            unread.add(record.image.name)
     answers = views.answers([view for _, view in prepared]) if prepared else []
     return [(index, answer) for (index, _), answer in zip(prepared, answers, strict=True)]
 

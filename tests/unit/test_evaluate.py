@@ -57,6 +57,14 @@ def test_without_it_the_figures_stand_alone(bundle, labelled, tmp_path):
     assert set(evaluated(bundle, labelled, tmp_path, None)) == {"split", "images", "metrics"}
 
 
+def test_pictures_that_cannot_be_read_are_counted_and_named(bundle, labelled, tmp_path, capsys):
+    (labelled / "3.png").write_bytes((labelled / "3.png").read_bytes()[:60])
+    found = evaluated(bundle, labelled, tmp_path, None)
+    name = str(labelled / "3.png")
+    assert (found["images"], found["unread"]) == (3, [name])
+    assert f"1 of 4 images cannot be read and do not count: {name}" in capsys.readouterr().err
+
+
 def test_ten_crops_of_boxes_alone_are_refused():
     from pipeline.bundle import HeadSpec
     from pipeline.errors import ConfigError
