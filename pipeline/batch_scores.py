@@ -112,7 +112,8 @@ def _table(space: LabelSpace, head: HeadSpec, labels: Path) -> list[int]:
     missing = [name for name in space.names if name not in head.classes]
     if missing:
         raise DataError(
-            f"{labels}: class {missing[0]!r} is unknown to the model, which knows {', '.join(head.classes)}"
+            f"{labels}: class {missing[0]!r} is unknown to the model, which knows {', '.join(head.classes)} there; --heads"
+            " with the others leaves that head out"
         )
     return [head.classes.index(name) for name in space.names]
 

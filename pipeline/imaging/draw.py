@@ -16,6 +16,9 @@ from pipeline.labels import IGNORE_INDEX, LabelSpace
 Pixels = NDArray[np.uint8]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
+FEW = 12
+"""Boxes of one head that are all named."""
+
 
 def draw_answer(
     image: Pixels, answer: Mapping[str, Mapping[str, Any]], spaces: Mapping[str, LabelSpace], threshold: float = 0.4
@@ -43,14 +46,14 @@ def draw_answer(
             canvas = draw_mask(canvas, _enlarged(mask, factors), space)
         elif "probabilities" in columns:
             values = np.asarray(columns["probabilities"])
-            texts += [f"{space.names[index]} {values[index]:.2f}" for index in _labels(columns, values, space)]
+            texts += [_named(space.names[index], values[index]) for index in _labels(columns, values, space)]
     for name, columns in answer.items():
         if "boxes" in columns:
-            keep = np.asarray(columns["scores"]) >= threshold
-            boxes = np.asarray(columns["boxes"])[keep] * (*factors[::-1], *factors[::-1])
-            canvas = draw_boxes(
-                canvas, boxes, np.asarray(columns["classes"])[keep], spaces[name], np.asarray(columns["scores"])[keep]
-            )
+            boxes, classes = np.asarray(columns["boxes"]), np.asarray(columns["classes"])
+            boxes = boxes * (*factors[::-1], *factors[::-1])
+            scores = np.asarray(columns["scores"])
+            keep = scores >= threshold
+            canvas = draw_boxes(canvas, boxes[keep], classes[keep], spaces[name], scores[keep])
     return _write_labels(canvas, texts) if texts else canvas
 
 
@@ -90,15 +93,25 @@ def draw_mask(image: Pixels, mask: Pixels, space: LabelSpace, strength: float = 
 def draw_boxes(
     image: Pixels, boxes: NDArray[Any], classes: NDArray[Any], space: LabelSpace, scores: NDArray[Any] | None = None
 ) -> Pixels:
-    """The image with xyxy boxes (N, 4) in its pixels, each with its class name and score."""
+    """The image with xyxy boxes (N, 4) in its pixels, each with its class name and score.
+
+    Among many boxes names would hide the picture: there only those are written that are no wider than their box.
+    """
     out = np.ascontiguousarray(image.copy())
     scale = _scale(out)
     for i, (box, kind) in enumerate(zip(boxes, classes, strict=True)):
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         colour = space.colours[int(kind)]
         cv2.rectangle(out, (x1, y1), (x2, y2), colour, round(scale), cv2.LINE_AA)
-        _tag(out, space.names[int(kind)] + ("" if scores is None else f" {float(scores[i]):.2f}"), (x1, y1), colour)
+        text = _named(space.names[int(kind)], 1.0 if scores is None else float(scores[i]))
+        if len(boxes) <= FEW or _text_size(out, text)[0] <= x2 - x1:
+            _tag(out, text, (x1, y1), colour)
     return out
+
+
+def _named(name: str, score: float) -> str:
+    """A class with its score; what is certain, as labels are, has none."""
+    return name if score == 1 else f"{name} {score:.2f}"
 
 
 def _write_labels(image: Pixels, texts: list[str]) -> Pixels:
@@ -116,22 +129,38 @@ def _scale(image: Pixels) -> float:
 
 def _tag(image: Pixels, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> int:
     """Text on a ground of its colour, from (x, lower edge) at or the nearest place inside; its upper edge."""
-    plain, scale = text.encode("ascii", "replace").decode(), _scale(image)
-    thick, pad = max(1, round(0.8 * scale)), round(2 * scale)
-    (width, height), below = cv2.getTextSize(plain, _FONT, 0.38 * scale, thick)
+    scale = _scale(image)
+    pad = round(2 * scale)
+    width, height, below = _text_size(image, text)
     x = max(0, min(at[0], image.shape[1] - width - 2 * pad))
     bottom = max(height + below + pad, min(at[1], image.shape[0]))
     top: int = bottom - height - below - pad
     cv2.rectangle(image, (x, top), (x + width + 2 * pad, bottom), colour, cv2.FILLED)
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
     ink = (0, 0, 0) if bright else (255, 255, 255)
-    cv2.putText(image, plain, (x + pad, bottom - below), _FONT, 0.38 * scale, ink, thick, cv2.LINE_AA)
+    cv2.putText(
+        image, _plain(text), (x + pad, bottom - below), _FONT, 0.38 * scale, ink, _thickness(image), cv2.LINE_AA
+    )
     return top
+
+
+def _text_size(image: Pixels, text: str) -> tuple[int, int, int]:
+    """Width, height and depth below the line of a text that `_tag` writes into the image."""
+    (width, height), below = cv2.getTextSize(_plain(text), _FONT, 0.38 * _scale(image), _thickness(image))
+    return width, height, below
+
+
+def _thickness(image: Pixels) -> int:
+    return max(1, round(0.8 * _scale(image)))
+
+
+def _plain(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
 
 
 def write_text(image: Pixels, text: str, at: tuple[int, int], colour: tuple[int, int, int] = (255, 255, 255)) -> Pixels:
     """Small text with a dark edge at (x, y); characters beyond Latin-1 become question marks."""
-    plain = text.encode("ascii", "replace").decode()
+    plain = _plain(text)
     # The edge is the same letters moved: thicker ones are wider in some versions' fonts, and stand beside.
     for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
         cv2.putText(image, plain, (at[0] + x, at[1] + y), _FONT, 0.38, (0, 0, 0), 1, cv2.LINE_AA)

@@ -16,6 +16,9 @@ from pipeline.imaging.decode import MAX_BYTES
 from serving.batch.names import shown
 from serving.batch.patterns import Found, divided, matching
 
+RUN = b".batch/run.json"
+"""What the output folder of a run holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -87,7 +90,10 @@ class LocalFiles:
             raise ImageError(f"{shown(name)}: {error.strerror or error}") from error
 
     def entries(self) -> Iterator[Entry]:
-        """Every file below the folder. Links are followed, but not in a circle; hidden folders are named, not entered."""
+        """Every file below the folder. Links are followed, but not in a circle.
+
+        Hidden folders and those that another run writes into are named, not entered.
+        """
         stack: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
         while stack:
             folder, above = stack.pop()
@@ -125,12 +131,18 @@ class LocalFiles:
     def _enters(self, name: bytes, chain: frozenset[tuple[int, int]]) -> bool:
         held = os.stat(os.path.join(self._base, name))
         hidden = name.rpartition(b"/")[2].startswith(b".")
-        return (held.st_dev, held.st_ino) not in chain and not hidden and not self._is_out(name)
+        in_circle = (held.st_dev, held.st_ino) in chain
+        return not in_circle and not hidden and not self._is_out(name) and not self._is_output(name)
+
+    def _is_output(self, name: bytes) -> bool:
+        return os.path.lexists(os.path.join(self._base, name, RUN))
 
     def _not_entered(self, name: bytes, chain: frozenset[tuple[int, int]]) -> Entry:
         held = os.stat(os.path.join(self._base, name))
-        circle = (held.st_dev, held.st_ino) in chain
-        return Entry(name + b"/", "", "a link in a circle" if circle else "a hidden folder", skip=True)
+        if (held.st_dev, held.st_ino) in chain:
+            return Entry(name + b"/", "", "a link in a circle", skip=True)
+        told = "the output of another batch-predict" if self._is_output(name) else "a hidden folder"
+        return Entry(name + b"/", "", told, skip=True)
 
 
 class ListedFiles(LocalFiles):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.imaging import draw
 from pipeline.imaging.draw import draw_answer, draw_mask
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 
@@ -61,3 +62,14 @@ def test_every_label_that_counts_is_written():
     assert lines({"probabilities": values, "labels": [0, 1, 2]}, many) == 3
     assert lines({"probabilities": values, "labels": []}, many) == 0
     assert lines({"probabilities": values}, LabelSpace("classes", many.names)) == 1
+
+
+def test_labels_have_no_scores_and_among_many_boxes_only_names_that_fit_are_written(monkeypatch):
+    written = []
+    monkeypatch.setattr(draw, "_tag", lambda image, text, *_: written.append(text) or 0)
+    image, few = np.zeros((256, 256, 3), np.uint8), boxes((4, 4, 9, 9), (50, 50, 200, 90))
+    draw_answer(image, {"a": few | {"scores": np.ones(2)}}, {"a": BOXES})
+    assert written == ["cat", "cat"]
+    written.clear()
+    draw_answer(image, {"a": boxes(*[(4, 4, 9, 9)] * 20, (50, 50, 200, 90))}, {"a": BOXES})
+    assert written == ["cat 0.90"]

@@ -109,6 +109,20 @@ def test_the_output_folder_inside_the_source_is_not_answered(model, tmp_path):
         predict(folder / "out" / "overlay", model, folder / "out")
 
 
+def test_pictures_that_another_run_wrote_into_the_source_are_left_out(model, tmp_path):
+    folder = fill(tmp_path / "in", 2)
+    predict(folder, model, folder / "one", overlay=True)
+    predict(folder, model, folder / "two", overlay=True)
+    errors, answered = listed(folder / "two")
+    assert set(answered) == {"000.png", "001.png"}
+    assert errors["one/"] == {
+        "image": "one/", "kind": "the output of another batch-predict",
+        "reason": "the output of another batch-predict", "skipped": True,
+    }  # fmt: skip
+    predict(folder / "one", model, tmp_path / "out")  # asked for by name
+    assert set(listed(tmp_path / "out")[1]) == {"overlay/000.jpg", "overlay/001.jpg"}
+
+
 def test_nothing_leaves_the_output_folder(model, tmp_path):
     folder, outside = fill(tmp_path / "in", 2), tmp_path / "outside"
     (folder / "sub").mkdir()
