@@ -31,5 +31,6 @@ def runs_of(folder: Path):
     """A client of the store in a folder, and its runs, the newest first."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    store = f"sqlite:///{folder}/mlruns/mlflow.db"
+    client = MlflowClient(store, store)
     return client, client.search_runs([client.get_experiment_by_name("trifocal").experiment_id])

@@ -84,7 +84,7 @@ def test_a_bundle_scores_as_its_training_did(trained):
         assert found["metrics"][head][metric] == pytest.approx(wanted, abs=0.003), (head, metric)
 
 
-def test_the_registered_model_has_signature_example_metrics_and_alias(trained, tmp_path, monkeypatch):
+def test_the_registered_model_has_signature_example_metrics_and_alias(trained, tmp_path):
     client, (run,) = runs_of(trained)
     version = client.get_model_version_by_alias("tiny", "champion")
     assert version.tags["trifocal.bundle"] == read_bundle(trained / "bundle").manifest.version
@@ -93,8 +93,7 @@ def test_the_registered_model_has_signature_example_metrics_and_alias(trained, t
     found = {metric.key: metric.value for metric in model.metrics}
     accuracy = "export/onnxruntime-fp32/scene/accuracy"
     assert found[accuracy] == pytest.approx(run.data.metrics[accuracy])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/mlruns/mlflow.db")
-    folder = mlflow.artifacts.download_artifacts("models:/tiny@champion", dst_path=str(tmp_path))
+    folder = mlflow.artifacts.download_artifacts(model.artifact_location, dst_path=str(tmp_path))
     packed = Model.load(folder)
     (entry,) = packed.signature.inputs.inputs
     assert (entry.type, entry.shape[1:]) == (np.dtype(np.uint8), (64, 64, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -73,7 +74,9 @@ def start(folder, model, out, *before):
         *OPTIONS,
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TRIFOCAL_TUNED": "1"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # A suite that runs in the background may have Ctrl-C switched off, which children inherit.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heard)  # noqa: PLW1509
 
 
 @pytest.mark.parametrize("renamings", [0, 1, 40, 133, 141])
