@@ -118,4 +118,4 @@ def _boxes(outputs: Outputs, name: str, index: int, frame: Letterbox, threshold:
 def _mask(outputs: Outputs, name: str, index: int, frame: Letterbox) -> MaskAnswer:
     if frame.inner == frame.source or f"{name}.probabilities" not in outputs:
         return MaskAnswer(nearest_runs(outputs[f"{name}.mask"][index], frame))
-    return MaskAnswer(likeliest_runs(outputs[f"{name}.probabilities"][index], frame))
+    return MaskAnswer(likeliest_runs(outputs[f"{name}.probabilities"][index], outputs[f"{name}.mask"][index], frame))

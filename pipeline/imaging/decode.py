@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import ImageError, ImageFormatError, ImageSizeError
+from pipeline.imaging.tiff_float import float_pixels, float_tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What Pillow may open; rarely used formats are where its holes are."""
@@ -32,6 +33,8 @@ _SIGNATURES = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
+
+_PNG_END = b"IEND\xaeB`\x82"
 
 Pixels = NDArray[np.uint8]
 
@@ -100,17 +103,28 @@ def _claimed(data: bytes) -> str | None:
 def _decode(
     data: bytes, name: str, at_least: int | None, max_pixels: int, formats: tuple[str, ...]
 ) -> tuple[Pixels, tuple[int, int]]:
+    header = float_tiff(io.BytesIO(data)) if "TIFF" in formats else None
+    if header is not None:
+        _require_pixels(name, header.size, max_pixels)
+        rgb = _from_floats(float_pixels(data, header))
+        return rgb, (rgb.shape[0], rgb.shape[1])
     with Image.open(io.BytesIO(data), formats=formats) as image:
-        if image.width * image.height > max_pixels:
-            raise ImageSizeError(f"{name}: {image.width} x {image.height} is more than {max_pixels} pixels")
+        _require_pixels(name, (image.height, image.width), max_pixels)
         if image.format == "JPEG" and image.mode in {"RGB", "L"}:
             orientation = _orientation(image)
             pixels = _decode_jpeg(data, (image.height, image.width), at_least)
             return np.ascontiguousarray(turned(pixels, orientation)), _upright_size(image)
         # The pixels first: on a broken file, asking for EXIF first would hide the damage.
         image.load()
+        if image.format == "PNG" and _PNG_END not in data:  # Pillow does not mind
+            raise ImageError(f"{name}: cannot be decoded: the file is truncated, its end is missing")
         rgb = _to_rgb(image)
         return rgb, (rgb.shape[0], rgb.shape[1])
+
+
+def _require_pixels(name: str, size: tuple[int, int], most: int) -> None:
+    if size[0] * size[1] > most:
+        raise ImageSizeError(f"{name}: {size[1]} x {size[0]} is more than {most} pixels")
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int], at_least: int | None) -> Pixels:
@@ -161,8 +175,18 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), np.uint8)
 
 
+def _from_floats(values: NDArray[Any]) -> Pixels:
+    """RGB or RGBA floats (H, W, 3 or 4) as RGB uint8, scaled by the largest colour; alpha of 0 to 1 laid over white."""
+    rgb = _to_bytes(values[..., :3], "F")
+    if values.shape[2] == 3:
+        return rgb
+    alpha = np.clip(np.nan_to_num(values[..., 3:].astype(np.float32)), 0, 1)
+    mixed: Pixels = np.rint(rgb * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return mixed
+
+
 def _to_bytes(grey: NDArray[Any], mode: str) -> Pixels:
-    """Grey values (H, W) of 16 or 32 bits or float as bytes: whole numbers by their range, floats by the largest one."""
+    """Values (H, W, ...) of 16 or 32 bits or float as bytes: whole numbers by their range, floats by the largest one."""
     if mode.startswith("I;16"):
         return (grey >> 8).astype(np.uint8)
     largest = float(grey.max(initial=0, where=np.isfinite(grey)))
@@ -177,7 +201,11 @@ def _to_bytes(grey: NDArray[Any], mode: str) -> Pixels:
 def image_size(path: Path) -> tuple[int, int]:
     """Upright (height, width) from the header alone; raises ImageError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return _upright_size(image)
+        with path.open("rb") as file:
+            header = float_tiff(file)
+            if header is not None:
+                return header.upright_size
+            with Image.open(file, formats=FORMATS) as image:
+                return _upright_size(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: {error}") from error

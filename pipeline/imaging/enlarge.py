@@ -29,28 +29,31 @@ def nearest_runs(mask: Bytes, frame: Letterbox) -> MaskRuns:
     return _from_starts(frame.source, at // height, rows[at % height], columns.ravel()[at])
 
 
-def likeliest_runs(probabilities: NDArray[np.float32], frame: Letterbox) -> MaskRuns:
+def likeliest_runs(probabilities: NDArray[np.float32], mask: Bytes, frame: Letterbox) -> MaskRuns:
     """Class probabilities (C, H, W) in input pixels, enlarged bilinearly: the likeliest class in the full image's pixels.
 
-    Between two rows of the network's frame every class is a straight line down a full-size column. So the likeliest class is
-    looked for in those rows only, and where it differs between two of them, the lines tell where it changes. Of equals the
-    lower class wins. The probabilities sum to 1 in each pixel, so the largest is at least 1 / C, and a class that nowhere
-    comes near that is left out.
+    Between two neighbours of the network's frame every class is a straight line: a class that is likeliest at both is so
+    between them. Where they differ, enlarged columns are compared class by class, and down a column the lines tell where the
+    class changes. Of equals the lower class wins.
+
+    Args:
+        probabilities: as said.
+        mask: the likeliest classes in input pixels, uint8 (H, W).
+        frame: where the full image lies in them.
     """
-    inner = _inner(probabilities, frame)
-    near = np.flatnonzero(inner.reshape(len(inner), -1).max(1) >= 0.9 / len(inner)).tolist() or [0]
     full_height, full_width = frame.source
     height = frame.inner[0]
-    if len(near) == 1:
-        return MaskRuns(frame.source, np.asarray(near, np.uint8), np.asarray([full_height * full_width]))
-    # Column after column, as COCO's runs go; OpenCV is also faster at making more rows than at making them longer.
-    planes = np.stack([_transposed(inner[index]) for index in near])
-    winners = _winners(planes, full_width)
+    few = np.ascontiguousarray(_inner(mask, frame))
+    low, high = int(few.min()), int(few.max())
+    if low == high:
+        return MaskRuns(frame.source, np.asarray([low], np.uint8), np.asarray([full_height * full_width]))
+    planes = _Planes(probabilities, frame)
+    winners = _winners(few, planes)
     at = _turns(winners)
     column, row = at // height, at % height
     starts, kinds = np.zeros(len(at), np.int64), winners.ravel()[at]
     within = np.flatnonzero(row)
-    changes, place, before, after = _changes(planes, winners, column[within], row[within], full_width)
+    changes, place, before, after = _changes(planes, winners, column[within], row[within])
     down = (place + 0.5) * (full_height / height) - 0.5
     # On a pixel's very centre both are equal, and the lower class has it.
     first = np.where(after < before, np.ceil(down), np.floor(down) + 1).clip(0, full_height).astype(np.int64)
@@ -61,20 +64,47 @@ def likeliest_runs(probabilities: NDArray[np.float32], frame: Letterbox) -> Mask
         order = np.argsort(np.concatenate([within[changes[more]] - 0.5, np.arange(len(at))]), kind="stable")
         column = np.concatenate([column[within][changes[more]], column])[order]
         starts, kinds = np.concatenate([first[more], starts])[order], np.concatenate([after[more], kinds])[order]
-    return _from_starts(frame.source, column, starts, np.asarray(near, np.uint8)[kinds])
+    return _from_starts(frame.source, column, starts, kinds.astype(np.uint8))
 
 
-def _changes(
-    planes: NDArray[np.float32], winners: Bytes, column: Ints, row: Ints, full_width: int
-) -> tuple[Ints, Floats, Ints, Ints]:
+class _Planes:
+    """The classes' probabilities, and where between their columns those of the full image lie.
+
+    Args:
+        probabilities: (C, H, W) in input pixels.
+        frame: where the full image lies in them.
+    """
+
+    def __init__(self, probabilities: NDArray[np.float32], frame: Letterbox) -> None:
+        whole = np.ascontiguousarray(probabilities, np.float32)
+        self._flat = whole.reshape(len(whole), -1)
+        self._stride, self._first = whole.shape[2], frame.top * whole.shape[2] + frame.left
+        width, full_width = frame.inner[1], frame.source[1]
+        at = ((np.arange(full_width) + 0.5) * (width / full_width) - 0.5).clip(0, width - 1)
+        self.left = at.astype(np.int64)
+        self.right = np.minimum(self.left + 1, width - 1)
+        self.share = at - self.left
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    def at(self, column: Ints, row: Ints) -> Floats:
+        """Every class at N full-size columns and rows of the frame: float64 (C, N)."""
+        begin = self._first + row * self._stride
+        left, right, share = begin + self.left[column], begin + self.right[column], self.share[column]
+        values: Floats = self._flat.take(left, 1) * (1 - share)
+        values += self._flat.take(right, 1) * share
+        return values
+
+
+def _changes(planes: _Planes, winners: Bytes, column: Ints, row: Ints) -> tuple[Ints, Floats, Ints, Ints]:
     """Every change of the likeliest class between rows where it differs.
 
     Args:
-        planes: the classes, column after column (C, w, h).
+        planes: the classes.
         winners: the likeliest of them in full-size columns, (W, h).
         column: of N places whose class differs from that of the row above.
         row: likewise.
-        full_width: W.
 
     Returns:
         For each change, in order: which of the N, its place in rows of the planes, and the planes before and after it.
@@ -84,7 +114,7 @@ def _changes(
     for first in range(0, len(row), step):
         x, y = column[first : first + step], row[first : first + step]
         held, last = winners[x, y - 1].astype(np.int64), winners[x, y].astype(np.int64)
-        low, high = _widened(planes, x, y - 1, full_width), _widened(planes, x, y, full_width)
+        low, high = planes.at(x, y - 1), planes.at(x, y)
         numbers, reached, rounds = np.arange(first, first + len(x)), np.zeros(len(x)), []
         # Each round finds who overtakes the class that is likeliest so far; its line is steeper, so rounds end.
         while len(numbers):
@@ -113,28 +143,18 @@ def _changes(
     return which, place, before, after
 
 
-def _widened(planes: NDArray[np.float32], column: Ints, row: Ints, full_width: int) -> Floats:
-    """Planes (C, w, h) at N full-size columns and rows of the planes: float64 (C, N)."""
-    count, width, height = planes.shape
-    at = ((column + 0.5) * (width / full_width) - 0.5).clip(0, width - 1)
-    left = at.astype(np.int64)
-    share = at - left
-    flat = planes.reshape(count, -1)
-    values: Floats = flat.take(left * height + row, 1) * (1 - share)
-    values += flat.take(np.minimum(left + 1, width - 1) * height + row, 1) * share
-    return values
-
-
-def _winners(planes: NDArray[np.float32], full_width: int) -> Bytes:
-    """Number of the largest of planes (C, w, h), each enlarged to (W, h), as uint8 (W, h); the lower of equals."""
-    size = planes.shape[2], full_width
-    best = cv2.resize(planes[0], size, interpolation=cv2.INTER_LINEAR)
-    winners, plane = np.zeros(best.shape, np.uint8), np.empty_like(best)
-    for number in range(1, len(planes)):
-        cv2.resize(planes[number], size, dst=plane, interpolation=cv2.INTER_LINEAR)
-        # Numbers rise, so the higher one is the later winner: several times faster than assigning.
-        cv2.max(winners, cv2.min(cv2.compare(plane, best, cv2.CMP_GT), number), dst=winners)
-        cv2.max(best, plane, dst=best)
+def _winners(few: Bytes, planes: _Planes) -> Bytes:
+    """Number of the largest plane in each full-size column and row of the frame, uint8 (W, h); `few` has it in (h, w)."""
+    # Column after column, as COCO's runs go.
+    few = cv2.transpose(few).reshape(few.shape[::-1])
+    winners: Bytes = few.take(planes.left, 0)
+    differs = np.zeros(few.shape, np.bool_)
+    np.not_equal(few[:-1], few[1:], out=differs[:-1])
+    places = np.flatnonzero(differs.take(planes.left, 0))
+    flat, height, step = winners.reshape(-1), few.shape[1], max(1, _VALUES // len(planes))
+    for first in range(0, len(places), step):
+        some = places[first : first + step]
+        flat[some] = planes.at(some // height, some % height).argmax(0)
     return winners
 
 
@@ -148,12 +168,6 @@ def _inner(planes: NDArray[Any], frame: Letterbox) -> NDArray[Any]:
     """What of planes (..., H, W) shows the image, without the letterbox's border."""
     inner: NDArray[Any] = planes[..., frame.top : frame.top + frame.inner[0], frame.left : frame.left + frame.inner[1]]
     return inner
-
-
-def _transposed(plane: NDArray[Any]) -> NDArray[np.float32]:
-    """A plane (h, w) as float32 (w, h)."""
-    turned: NDArray[np.float32] = cv2.transpose(np.ascontiguousarray(plane, np.float32))
-    return turned.reshape(plane.shape[1], plane.shape[0])
 
 
 def _nearest(length: int, full: int) -> Ints:

@@ -100,6 +100,8 @@ def decoder_seeds() -> Iterator[bytes]:
     turned[0x0112] = 6
     yield _encoded(colour, "JPEG", exif=turned.tobytes(), progressive=True)
     yield cv2.imencode(".png", ramp[..., 0] * 300)[1].tobytes()
+    for channels in (3, 4):
+        yield cv2.imencode(".tiff", np.resize(ramp, (12, 9, channels)).astype(np.float32))[1].tobytes()
 
 
 def v2_seeds() -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,8 @@ from PIL import Image
 
 from pipeline.data.fused import augment
 from pipeline.data.presets import PRESETS
-from pipeline.errors import ImageError, ImageFormatError
-from pipeline.imaging.decode import decode_bytes, image_size, read_image
+from pipeline.errors import ImageError, ImageFormatError, ImageSizeError
+from pipeline.imaging.decode import decode_bytes, image_size, read_image, turned
 from pipeline.imaging.draw import zoom_factors
 from pipeline.imaging.enlarge import nearest_runs
 from pipeline.imaging.geometry import Letterbox
@@ -85,6 +86,13 @@ def test_truncated_and_foreign_bytes_are_errors(kind):
         decode_bytes(b"", "none.jpg")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("missing", [1, 4, 12, 20, 40])
+def test_a_file_cut_at_its_very_end_is_an_error_though_all_pixels_may_be_there(kind, missing):
+    with pytest.raises(ImageError, match=r"cut\.img"):
+        decode_bytes(encoded(picture(), kind)[:-missing], "cut.img")
+
+
 def test_sixteen_bits_are_scaled_and_alpha_lies_on_white():
     grey = Image.fromarray(np.full((4, 4), 32768, np.uint16))
     assert abs(int(decode_bytes(encoded(grey, "PNG"), "x")[0].mean()) - 128) <= 1
@@ -109,6 +117,51 @@ def test_floats_and_long_integers_are_scaled_whatever_lies_among_them(values, wa
     pixels, size = decode_bytes(encoded(image, "TIFF"), "x")
     assert size == (2, 2)
     assert pixels.tolist() == [[[value] * 3 for value in row] for row in wanted]
+
+
+def float_file(values, orientation=1, order="<"):
+    """A TIFF file of floats (H, W, C), its header before its pixels."""
+    height, width, channels = values.shape
+    count, pixels = 11, values.astype(f"{order}f4").tobytes()
+    words = 8 + 2 + 12 * count + 4
+    start = words + 2 * (2 * channels)
+    shorts = [(256, width), (257, height), (258, words), (259, 1), (262, 2), (273, start), (274, orientation)]
+    shorts += [(277, channels), (278, height), (279, len(pixels)), (339, words + 2 * channels)]
+    data = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, count)
+    for tag, value in shorts:
+        if tag in {258, 339}:
+            data += struct.pack(f"{order}HHII", tag, 3, channels, value)
+        else:
+            data += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    data += struct.pack(f"{order}I{2 * channels}H", 0, *[32] * channels, *[3] * channels)
+    return data + pixels
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_floats_in_several_channels_are_scaled_by_the_largest_and_turned(order, tmp_path):
+    values = np.asarray([[[0, 1, 2], [4, np.nan, 0]], [[-1, 2, np.inf], [1, 1, 1]], [[4, 4, 4], [0, 0, 3]]], np.float32)
+    wanted = [[[0, 63, 127], [255, 0, 0]], [[0, 127, 255], [63, 63, 63]], [[255, 255, 255], [0, 0, 191]]]
+    pixels, size = decode_bytes(float_file(values, order=order), "x")
+    assert pixels.tolist() == wanted
+    assert size == (3, 2)
+    path = tmp_path / "turned.tif"
+    for orientation in range(1, 9):
+        path.write_bytes(float_file(values, orientation, order))
+        pixels, size = read_image(path)
+        assert pixels.tolist() == turned(np.asarray(wanted), orientation).tolist()
+        assert size == image_size(path) == pixels.shape[:2]
+    clear = np.concatenate([np.full_like(values, 4), np.full((3, 2, 1), 0.5)], 2)
+    clear[..., 1:3] = 0
+    assert np.abs(decode_bytes(float_file(clear), "x")[0].astype(int) - [255, 128, 128]).max() <= 1
+
+
+def test_floats_in_several_channels_are_refused_when_cut_or_too_large():
+    data = float_file(np.ones((30, 20, 3), np.float32))
+    for missing in (1, 100, 3600, len(data) - 100, len(data) - 9):
+        with pytest.raises(ImageError, match=r"cut\.tif"):
+            decode_bytes(data[:-missing], "cut.tif")
+    with pytest.raises(ImageSizeError, match="20 x 30 is more than 500 pixels"):
+        decode_bytes(data, "large.tif", max_pixels=500)
 
 
 def test_half_transparent_pixels_are_mixed_with_white():

@@ -36,6 +36,11 @@ def enlarged(probabilities, frame):
     return planes[0].numpy()
 
 
+def likeliest(probabilities, frame):
+    """The runs, where the network's own mask is the likeliest class."""
+    return likeliest_runs(probabilities, probabilities.argmax(0).astype(np.uint8), frame)
+
+
 def agrees(runs, planes):
     """Whether each pixel's class is the likeliest, or as likely but for rounding."""
     chosen = np.take_along_axis(planes, runs.mask()[None].astype(np.int64), 0)[0]
@@ -44,14 +49,17 @@ def agrees(runs, planes):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(1, 7),
+    st.integers(1, 40),
     st.integers(0, 2**32 - 1),
     st.floats(0.2, 300),
     st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    st.sampled_from([None, 2, 0]),
 )
-def test_the_likeliest_class_of_enlarged_probabilities(classes, seed, sharpness, source):
+def test_the_likeliest_class_of_enlarged_probabilities(classes, seed, sharpness, source, digits):
     probabilities, frame = smooth(classes, seed, sharpness), Letterbox.fit(source, SMALL)
-    runs = likeliest_runs(probabilities, frame)
+    if digits is not None:  # many are equal then
+        probabilities = probabilities.round(digits)
+    runs = likeliest(probabilities, frame)
     assert runs.lengths.min() >= 1
     assert runs.lengths.sum() == source[0] * source[1]
     assert agrees(runs, enlarged(probabilities, frame))
@@ -62,21 +70,21 @@ def test_noise_and_large_images_too(source):
     rng = np.random.default_rng(1)
     probabilities = rng.dirichlet(np.ones(5), SMALL).transpose(2, 0, 1).astype(np.float32)
     frame = Letterbox.fit(source, SMALL)
-    assert agrees(likeliest_runs(probabilities, frame), enlarged(probabilities, frame))
+    assert agrees(likeliest(probabilities, frame), enlarged(probabilities, frame))
 
 
 def test_many_changes_are_looked_at_a_few_at_a_time(monkeypatch):
     probabilities, frame = smooth(6, 3, 9.0), Letterbox.fit((400, 300), SMALL)
-    whole = likeliest_runs(probabilities, frame)
+    whole = likeliest(probabilities, frame)
     monkeypatch.setattr("pipeline.imaging.enlarge._VALUES", 1)  # one change at a time
-    np.testing.assert_array_equal(likeliest_runs(probabilities, frame).mask(), whole.mask())
+    np.testing.assert_array_equal(likeliest(probabilities, frame).mask(), whole.mask())
 
 
 def test_a_class_that_is_likeliest_only_between_two_rows_is_found():
     # Down the only column: class 0 falls, class 2 rises, class 1 stays between them and wins in the middle.
     column = np.asarray([[0.55, 0.05], [0.4, 0.4], [0.05, 0.55]], np.float32)[:, :, None]
     frame = Letterbox((100, 1), (2, 1), (2, 1), 0, 0)
-    runs = likeliest_runs(column, frame)
+    runs = likeliest(column, frame)
     assert runs.values.tolist() == [0, 1, 2]
     assert runs.lengths[1] == pytest.approx(20, abs=1)  # from 0.3 to 0.7 of the 50 pixels between the rows
     assert agrees(runs, enlarged(column, frame))
@@ -85,18 +93,26 @@ def test_a_class_that_is_likeliest_only_between_two_rows_is_found():
 def test_of_equals_the_lower_class_wins():
     column = np.asarray([[1, 0], [0, 1]], np.float32)[:, :, None]
     frame = Letterbox((6, 1), (2, 1), (2, 1), 0, 0)  # pixels at -1/3, 0, 1/3, 2/3, 1, 4/3
-    assert likeliest_runs(column, frame).mask().ravel().tolist() == [0, 0, 0, 1, 1, 1]
+    assert likeliest(column, frame).mask().ravel().tolist() == [0, 0, 0, 1, 1, 1]
     odd = Letterbox((5, 1), (2, 1), (2, 1), 0, 0)  # the middle pixel lies where both are equal
-    assert likeliest_runs(column, odd).mask().ravel().tolist() == [0, 0, 0, 1, 1]
-    assert likeliest_runs(column[::-1], odd).mask().ravel().tolist() == [1, 1, 0, 0, 0]
+    assert likeliest(column, odd).mask().ravel().tolist() == [0, 0, 0, 1, 1]
+    assert likeliest(column[::-1], odd).mask().ravel().tolist() == [1, 1, 0, 0, 0]
 
 
 def test_probabilities_that_are_no_numbers_still_fill_the_mask():
     broken = np.full((3, *SMALL), np.nan, np.float32)
     broken[1, 5:9, 5:9] = 0.9
     broken[2, :, :20] = 0.6
-    runs = likeliest_runs(broken, Letterbox.fit((70, 90), SMALL))
+    runs = likeliest(broken, Letterbox.fit((70, 90), SMALL))
     assert runs.lengths.sum() == 70 * 90
+
+
+def test_a_mask_that_its_probabilities_contradict_is_filled_all_the_same():
+    rng = np.random.default_rng(3)
+    probabilities, frame = smooth(9, 5, 4.0), Letterbox.fit((90, 61), SMALL)
+    runs = likeliest_runs(probabilities, rng.integers(0, 9, SMALL).astype(np.uint8), frame)
+    assert runs.lengths.min() >= 1
+    assert runs.lengths.sum() == 90 * 61
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,7 +143,7 @@ def test_run_lengths_are_those_of_pycocotools_and_come_back(height, width, class
 
 def test_enlarging_and_coding_are_the_same_from_runs_and_from_the_mask():
     frame = Letterbox.fit((900, 1200), SMALL)
-    runs = likeliest_runs(smooth(6, 11, 5.0), frame)
+    runs = likeliest(smooth(6, 11, 5.0), frame)
     assert runs.encoded() == MaskRuns.of(runs.mask()).encoded()
 
 
