@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.average_precision import ImageBoxes, average_precision
 from pipeline.bundle import HeadSpec
 from pipeline.data.formats.coco import read_coco_file
 from pipeline.data.formats.detect import read_source
+from pipeline.data.formats.files import Pictures
 from pipeline.data.unite import renumber
 from pipeline.errors import ConfigError, DataError
 from pipeline.imaging.runs import MaskRuns
@@ -57,18 +59,25 @@ class LabelScorer:
                 self._records[os.path.realpath(record.image.path)] = moved
         self._tallies = {head: _tally(heads[head]) for head in self._heads.values()}
         self._unanswered: Counter[str] = Counter()
-        self.ids: dict[str, int] | None = None
+        self._numbers: dict[str, int] = {}
+        self.number: Callable[[str], int | None] | None = None
         self.categories: dict[str, int] | None = None
         if single:
-            self.ids, self.categories = _numbers(labels, source)
+            self._numbers, self.categories = _numbers(labels, source)
+            self.number = self._number
 
     def knows(self, name: bytes) -> bool:
         """Whether an image is labelled."""
         return self._record(name) is not None
 
     def _record(self, name: bytes) -> Record | None:
-        path = self._source.path(name)
-        return self._records.get(os.path.realpath(path)) if path is not None else None
+        return self._records.get(self._real(name))
+
+    def _number(self, image: str) -> int | None:
+        return self._numbers.get(self._real(raw(image)))
+
+    def _real(self, name: bytes) -> str:
+        return os.path.realpath(Path(self._source.root, os.fsdecode(name)))
 
     def add(self, result: ImageResult) -> None:
         """Scores one image where it is labelled and was answered."""
@@ -119,15 +128,14 @@ def _table(space: LabelSpace, head: HeadSpec, labels: Path) -> list[int]:
 
 
 def _numbers(file: Path, source: LocalFiles) -> tuple[dict[str, int], dict[str, int]]:
-    """COCO's numbers of images, by their names relative to the source, and of categories by name."""
-    content = json.loads(file.read_text())
+    """COCO's numbers of images, by their real paths as `read_coco_file` finds them, and of categories by name."""
+    content, root = json.loads(file.read_text()), Path(source.root)
+    pictures, near = Pictures(root), (file.parent, root / "images")
     ids: dict[str, int] = {}
     for entry in content["images"]:
-        for folder in (Path(source.root), file.parent, Path(source.root) / "images"):
-            path = folder / entry["file_name"]
-            if path.is_file():
-                ids[os.path.relpath(path, source.root)] = entry["id"]
-                break
+        path = pictures.named(entry["file_name"], str(file), [], near)
+        if path is not None:
+            ids[os.path.realpath(path)] = entry["id"]
     return ids, {category["name"]: category["id"] for category in content["categories"]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from functools import partial
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from pipeline.bundle import HeadSpec
     from serving.batch.run import Scorer
     from serving.batch.sources import Source
+
+
+LEAST_TILE = 32
+"""Pixels: smaller tiles show no network anything, and a photograph would make millions of them."""
 
 
 def parser() -> Arguments:
@@ -40,7 +45,7 @@ def parser() -> Arguments:
     out.add_argument("--heads", help="comma-separated names of the heads wanted; all by default")
     out.add_argument("--no-masks", action="store_true", help="leave masks out")
     out.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="predict tiles of this side and merge them")
-    out.add_argument("--overlap", type=float, default=0.2, help="share of a tile that the next one repeats (0.2)")
+    out.add_argument("--overlap", type=float, help="share of a tile that the next one repeats (0.2)")
     out.add_argument("--tta", choices=("none", "flip", "ten-crop"), default="none", help="average over several views")
     out.add_argument("--engine", default="auto", help="auto, onnxruntime, openvino:bf16, ..., or ray[:ENGINE]")
     out.add_argument("--batch", type=int, default=4, help="images a call of the engine (4)")
@@ -61,9 +66,12 @@ def _formats_help() -> str:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text or 'nothing'} is not between 0 and 1")
     return value
 
 
@@ -73,6 +81,8 @@ def settings_from(argv: list[str]) -> Settings:
     for name, least in (("tile", 0), ("batch", 1), ("workers", 0), ("part", 1)):
         if getattr(given, name) < least:
             raise ConfigError(f"--{name} must be at least {least}, not {getattr(given, name)}")
+    if 0 < given.tile < LEAST_TILE:
+        raise ConfigError(f"--tile must be 0 (whole pictures) or at least {LEAST_TILE} pixels, not {given.tile}")
     if len(given.source) > 1:
         raise ConfigError(
             f"{len(given.source)} sources, {given.source[0]} and more; give one: a folder, a list file, or a glob in quotes,"
@@ -80,9 +90,12 @@ def settings_from(argv: list[str]) -> Settings:
         )
     if not given.source[0]:
         raise ConfigError("SOURCE is empty; give a folder, a glob in quotes, a list file, an image or a URL")
-    if not 0 <= given.overlap < 0.9:
-        raise ConfigError(f"--overlap must be from 0 to below 0.9, not {given.overlap}")
-    formats = tuple(dict.fromkeys(name for text in given.format for name in text.split(",") if name))
+    if given.overlap is not None and not given.tile:
+        raise ConfigError("--overlap is that of tiles; give their side too, such as --tile 640")
+    overlap = 0.2 if given.overlap is None else given.overlap
+    if not 0 <= overlap < 0.9:
+        raise ConfigError(f"--overlap must be from 0 to below 0.9, not {overlap}")
+    formats = tuple(dict.fromkeys(name for text in given.format for name in _names(text) if name))
     return Settings(
         source=given.source[0],
         model=given.model,
@@ -92,11 +105,11 @@ def settings_from(argv: list[str]) -> Settings:
         overlay=given.overlay,
         crops=given.crops,
         threshold=given.threshold,
-        heads=tuple(given.heads.split(",")) if given.heads else None,
+        heads=None if given.heads is None else tuple(_names(given.heads)),
         masks=not given.no_masks,
         batch=given.batch,
         tile=given.tile,
-        overlap=given.overlap,
+        overlap=overlap,
         tta=given.tta,
         workers=given.workers,
         part=given.part,
@@ -104,6 +117,10 @@ def settings_from(argv: list[str]) -> Settings:
         labels=given.labels,
         labels_format=given.labels_format,
     )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def main(argv: list[str]) -> int:

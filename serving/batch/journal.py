@@ -11,10 +11,12 @@ Everything else below DIR is what the run was for.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +64,7 @@ class Journal:
         self._real = os.fsencode(out.resolve())
         self._numbers = count()
         self._known: set[bytes] = set()
+        self._unnamed: dict[bytes, Path] = {}
         self._guard = threading.Lock()
         self._clear_tmp()
         if (self.home / CLEARING).exists():
@@ -145,29 +148,46 @@ class Journal:
             part.write_bytes(data)
 
     def put_quickly(self, name: bytes, data: bytes) -> None:
-        """Like `put`, but not yet on disk: `settle` sees to that, for many files at once.
+        """Takes a whole file, which gets its name in `settle`, for many files at once: no name before it is on disk.
 
         Raises:
-            ImageError: a link in the output folder leads out of it, or the name is too long.
+            ImageError: a link in the output folder leads out of it, or the name is too long or a folder's.
         """
         target = os.path.join(os.fsencode(self.out), name)
         part = self.home / "tmp" / f"{os.getpid()}.{threading.get_ident()}.{next(self._numbers)}"
         try:
-            part.write_bytes(data)
             self._make_folder(os.path.dirname(target))
-            os.replace(part, target)
+            _check_name(target)
+            part.write_bytes(data)
         except OSError as error:
             part.unlink(missing_ok=True)
-            if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) or error.errno == 36:
-                raise ImageError(f"its output cannot be written: {error.strerror}: {shown(name)}") from error
+            if (
+                isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError))
+                or error.errno == errno.ENAMETOOLONG
+            ):
+                raise _unwritable(name, error) from error
             raise
+        self._unnamed[name] = part
 
-    def settle(self, names: list[bytes]) -> None:
-        """Sees that files written by `put_quickly` are on disk."""
+    def forget(self, names: list[bytes]) -> None:
+        """Takes files of `put_quickly` back."""
         for name in names:
-            sync(os.path.join(os.fsencode(self.out), name))
+            self._unnamed.pop(name).unlink()
+
+    def settle(self, names: list[bytes]) -> dict[bytes, ImageError]:
+        """Gives files of `put_quickly` their names once they are on disk; those that cannot have theirs, and why."""
+        refused: dict[bytes, ImageError] = {}
+        for name in names:
+            part = self._unnamed.pop(name)
+            sync(part)
+            try:
+                os.replace(part, os.path.join(os.fsencode(self.out), name))
+            except IsADirectoryError as error:  # another image's folder, made since `put_quickly`
+                refused[name] = _unwritable(name, error)
+                part.unlink()
         for folder in {above for name in names for above in _folders(name)}:
             sync(os.path.join(os.fsencode(self.out), folder))
+        return refused
 
     def _make_folder(self, folder: bytes) -> None:
         with self._guard:
@@ -179,6 +199,20 @@ class Journal:
                 raise ImageError(f"a link in the output folder leads out of it: {shown(folder)}")
             if len(self._known) < 10_000:
                 self._known.add(folder)
+
+
+def _check_name(target: bytes) -> None:
+    """Raises OSError where a file cannot have this name: it is too long, or a folder's."""
+    try:
+        held = os.lstat(target)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(held.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+def _unwritable(name: bytes, error: OSError) -> ImageError:
+    return ImageError(f"its output cannot be written: {error.strerror}: {shown(name)}")
 
 
 def _folders(name: bytes) -> list[bytes]:

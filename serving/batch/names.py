@@ -44,7 +44,7 @@ def one_part(text: str) -> str:
 
 
 def stem(name: bytes) -> bytes:
-    """The name without its ending, folders kept."""
+    """The name without its ending, folders kept; a name whose rest would be nothing but dots keeps it."""
     folder, slash, last = name.rpartition(b"/")
-    base, dot, _ = last.rpartition(b".")
-    return folder + slash + (base if dot and base else last)
+    base = last.rpartition(b".")[0]
+    return folder + slash + (base if base.strip(b".") else last)

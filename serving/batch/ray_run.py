@@ -16,12 +16,9 @@ import cv2
 
 from pipeline.bundle import Bundle
 from pipeline.errors import EngineError, ImageError, TrifocalError
-from serving.batch.failures import failure_of
 from serving.batch.journal import Journal
 from serving.batch.local import LocalRun, Store
-from serving.batch.names import raw
 from serving.batch.plan import Part
-from serving.batch.rows import ImageResult
 from serving.batch.settings import Settings
 from serving.batch.sources import open_source
 from serving.batch.work import Done, Told, Worker
@@ -39,6 +36,10 @@ class Collected:
     def put_quickly(self, name: bytes, data: bytes) -> None:
         """Keeps a file."""
         self.files.append((name, data))
+
+    def forget(self, names: list[bytes]) -> None:
+        """Takes files back."""
+        self.files = [(name, data) for name, data in self.files if name not in names]
 
 
 class Answers:
@@ -156,13 +157,9 @@ class RayRun:
             except ImageError as error:
                 refused[name] = error
         for done in batches if refused else ():
-            done.files = [name for name in done.files if name not in refused]
-            done.results = [_with_refusal(result, refused) for result in done.results]
-
-
-def _with_refusal(result: ImageResult, refused: dict[bytes, ImageError]) -> ImageResult:
-    error = next((refused[raw(name)] for name in result.files if raw(name) in refused), None)
-    return result if error is None else ImageResult(result.image, (), failure_of(raw(result.image), error))
+            kept = set(done.files) - refused.keys()
+            done.refuse(refused)
+            self._journal.forget(sorted(kept.difference(done.files)))
 
 
 def _first_line(error: Exception) -> str:

@@ -75,6 +75,11 @@ class RemoteFiles:
                 if info["type"] == "file":
                     yield self._entry(str(path), info)
             return
+        own = self._files.info(self._root or "/")
+        if own.get("type") == "file" and not str(own["name"]).endswith("/"):
+            yield self._entry(str(own["name"]), own)
+            if not self._files.isdir(self._root):
+                return
         troubles: list[tuple[str, Exception]] = []
         walk = self._files.walk(self._root, detail=True, on_error=lambda error: troubles.append((self._root, error)))
         for _, _, held in walk:

@@ -41,10 +41,10 @@ class Scorer(Protocol):
     """Judges answers by labels.
 
     Attributes:
-        ids, categories: as in Context.
+        number, categories: as in Context.
     """
 
-    ids: dict[str, int] | None
+    number: Callable[[str], int | None] | None
     categories: dict[str, int] | None
 
     def add(self, result: ImageResult) -> None:
@@ -245,8 +245,10 @@ class BatchRun:
 
             def store(part: Part, batches: list[Done]) -> None:
                 begun = time.perf_counter()
+                refused = journal.settle([name for done in batches for name in done.files])
+                for done in batches:
+                    done.refuse(refused)
                 results = [result for done in batches for result in done.results]
-                journal.settle([name for done in batches for name in done.files])
                 with journal.placing(f".batch/parts/{part.digest}.arrow") as path:
                     write_part(path, table_of(results))
                 for done in batches:
@@ -278,7 +280,7 @@ class BatchRun:
         """Writes the final files."""
         settings, manifest = self.settings, replace(self.bundle.manifest, heads=self._heads())
         tally = Tally.of(manifest.heads, settings.threshold)
-        context = Context(settings, manifest, *((scorer.ids, scorer.categories) if scorer else (None, None)))
+        context = Context(settings, manifest, *((scorer.number, scorer.categories) if scorer else (None, None)))
         begun = time.perf_counter()
         assemble(
             journal,

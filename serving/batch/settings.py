@@ -99,6 +99,6 @@ class Settings:
             "format": sorted(self.formats),
             "overlay": self.overlay,
             "crops": self.crops,
-            "labels": None if self.labels is None else shown(os.fsencode(self.labels)),
+            "data.root": None if self.labels is None else shown(os.fsencode(self.labels)),
             "data.format": None if self.labels is None or self.labels_format == "auto" else self.labels_format,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
@@ -203,6 +204,11 @@ def _common_root(file: Path) -> Path:
     """The folder below which every path of a list lies."""
     common: bytes | None = None
     for path in _lines(file):
+        if (scheme := re.search(rb"/([a-z][a-z0-9+]*):/", path)) and not os.path.lexists(path):
+            raise DataError(
+                f"list {file} names a URL of {scheme[1].decode()}://; a list names files of this machine, a URL is given"
+                " as SOURCE itself"
+            )
         folder = os.path.dirname(path)
         common = folder if common is None else os.path.commonpath([common, folder])
     if common is None:

@@ -90,6 +90,8 @@ class _Merging:
 
     def __init__(self, view: Pieces, folder: Path) -> None:
         self._view, self._folder = view, folder
+        self._columns = sorted({t[0] for t in view.tiles}), sorted({t[2] for t in view.tiles})
+        self._rows = sorted({t[1] for t in view.tiles}), sorted({t[3] for t in view.tiles})
         self._boxes: dict[str, list[BoxAnswer]] = {}
         self._labels: dict[str, list[LabelAnswer]] = {}
         self._masks: dict[str, NDArray[np.uint8]] = {}
@@ -111,9 +113,8 @@ class _Merging:
         """Sets a tile's core into the picture's mask: up to the middle of each overlap."""
         if name not in self._masks:
             self._masks[name] = empty_mask(self._view.regions.size, self._folder)
-        tiles = self._view.tiles
-        left, right = _core(tile[0], tile[2], sorted({t[0] for t in tiles}), sorted({t[2] for t in tiles}))
-        top, bottom = _core(tile[1], tile[3], sorted({t[1] for t in tiles}), sorted({t[3] for t in tiles}))
+        left, right = _core(tile[0], tile[2], *self._columns)
+        top, bottom = _core(tile[1], tile[3], *self._rows)
         self._masks[name][top:bottom, left:right] = mask[
             top - tile[1] : bottom - tile[1], left - tile[0] : right - tile[0]
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from pipeline.errors import EngineError, ImageError
 from serving.answers import Answer
 from serving.batch.failures import NOT_AN_IMAGE, failure_of, kind_of
 from serving.batch.kinds import HEAD, has_image_ending, looks_like_image
-from serving.batch.names import shown
+from serving.batch.names import raw, shown
 from serving.batch.picture import Picture
 from serving.batch.plan import Item
 from serving.batch.rows import Failure, ImageResult, rows_of
@@ -49,6 +49,19 @@ class Done:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     files: list[bytes] = field(default_factory=list)
 
+    def refuse(self, refused: Mapping[bytes, ImageError]) -> None:
+        """Takes the answer from each image of which a file cannot be written."""
+        if not refused:
+            return
+        left: set[bytes] = set()
+        for at, result in enumerate(self.results):
+            names = [raw(name) for name in result.files]
+            error = next((refused[name] for name in names if name in refused), None)
+            if error is not None:
+                self.results[at] = ImageResult(result.image, (), failure_of(raw(result.image), error))
+                left.update(names)
+        self.files = [name for name in self.files if name not in left]
+
 
 def read_item(source: Source, item: Item, most: int | None = None) -> Content:
     """A file's bytes, or why there are none; None where it is larger than `most`."""
@@ -70,6 +83,9 @@ class Files(Protocol):
 
     def put_quickly(self, name: bytes, data: bytes) -> None:
         """Takes a file; raises ImageError where it cannot be written."""
+
+    def forget(self, names: list[bytes]) -> None:
+        """Takes files back."""
 
 
 Told = Callable[[int, int], None]
@@ -189,6 +205,7 @@ class Worker:
                     self.journal.put_quickly(name, data)
                     names.append(name)
         except ImageError as error:
+            self.journal.forget(names)  # an image without an answer has no files either
             return ImageResult(image, (), failure_of(item.name, error))
         done.files += names
         return ImageResult(image, rows, None, tuple(shown(name) for name in names))

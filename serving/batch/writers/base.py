@@ -23,13 +23,14 @@ class Context:
     Attributes:
         settings: the options.
         manifest: the model's.
-        ids: COCO's image id by file name where labels are at hand; None numbers the images in order from 1.
+        number: gives COCO's image id of a file's name where labels are at hand, None where it is in none of them;
+            without it the images are numbered in order from 1.
         categories: COCO's category id by class name, likewise; None numbers the classes from 1.
     """
 
     settings: Settings
     manifest: Manifest
-    ids: dict[str, int] | None = None
+    number: Callable[[str], int | None] | None = None
     categories: dict[str, int] | None = None
 
     @property

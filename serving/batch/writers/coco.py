@@ -35,7 +35,8 @@ class Writer:
             def add(number: int, result: ImageResult) -> None:
                 if result.failure is not None:
                     return
-                key = number if self._context.ids is None else self._context.ids.get(result.image)
+                known = self._context.number
+                key = number if known is None else known(result.image)
                 if key is None:
                     return
                 height, width = result.size
@@ -67,7 +68,8 @@ class Writer:
             for index, score, (x1, y1, x2, y2) in zip(row.classes, row.scores, row.boxes, strict=True):
                 box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
                 category = self._category(row.head, index)
-                yield {"image_id": image, "category_id": category, "bbox": box, "score": round(score, 6)}
+                exact = float(f"{score:.9g}")  # rounded more, weak boxes would tie and precision differ
+                yield {"image_id": image, "category_id": category, "bbox": box, "score": exact}
             return
         for index, counts in zip(row.classes, row.counts, strict=True):
             rle = {"size": [row.height, row.width], "counts": counts}

@@ -20,8 +20,12 @@ def model(tmp_path_factory):
     [
         (("--batch", "0"), "--batch must be at least 1"),
         (("--tile", "-5"), "--tile must be at least 0"),
-        (("--overlap", "0.95"), "--overlap must be"),
+        (("--tile", "2"), "--tile must be 0 .* or at least 32 pixels, not 2"),
+        (("--tile", "64", "--overlap", "0.95"), "--overlap must be"),
+        (("--overlap", "0.5"), "--overlap is that of tiles; give their side too"),
         (("--threshold", "7"), "7 is not between 0 and 1"),
+        (("--threshold", "half"), "half is not between 0 and 1"),
+        (("--heads", ""), "no head ''; it has colour"),
         (("--tta", "spin"), "invalid choice: 'spin'"),
         (("--oups",), "unknown option --oups"),
         (("--engine", "onxruntime"), "did you mean 'onnxruntime'"),
@@ -42,8 +46,8 @@ def test_an_empty_source_and_one_that_the_shell_took_apart_are_told():
         settings_from(["a.png", "b.png", "c.png", "--model", "m", "--out", "o"])
 
 
-def test_formats_may_be_given_once_or_often():
-    given = settings_from(
-        ["in", "--model", "m", "--out", "o", "--format", "coco,csv", "--format", "yolo", "--format", "csv"]
-    )
+def test_formats_may_be_given_once_or_often_and_lists_may_have_spaces():
+    words = ["in", "--model", "m", "--out", "o", "--format", "coco, csv", "--format", "yolo", "--format", "csv"]
+    given = settings_from([*words, "--heads", "colour, things"])
     assert given.formats == ("coco", "csv", "yolo")
+    assert given.heads == ("colour", "things")

@@ -105,6 +105,26 @@ def test_kill_minus_nine_at_any_moment(folder, model, unbroken, tmp_path):
     assert content(out) == unbroken
 
 
+def test_no_file_has_its_name_before_it_is_on_disk(folder, model, unbroken, tmp_path, monkeypatch):
+    """A name without content is what power that goes would leave."""
+    stored, named, sync, replace = set(), [], os.fsync, os.replace
+
+    def seen(handle):
+        stored.add(os.fstat(handle).st_ino)
+        sync(handle)
+
+    def renamed(source, target):
+        assert os.stat(source).st_ino in stored, target
+        named.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "replace", renamed)
+    predict(folder, model, tmp_path / "out", part=4, **EVERYTHING)
+    assert len(named) > len(unbroken)
+    assert content(tmp_path / "out") == unbroken
+
+
 def interrupted(folder, model, out, monkeypatch, after=2, **options):
     """A run stopped by its user when some parts stand."""
     import serving.batch.run as running

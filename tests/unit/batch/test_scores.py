@@ -119,6 +119,20 @@ def test_a_coco_file_keeps_its_numbers_and_pycocotools_agrees(labelled, model, t
     }
 
 
+def test_images_that_a_coco_file_names_without_their_folder_keep_its_numbers(labelled, model, tmp_path):
+    root, _ = labelled
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "linked").symlink_to(root / "images")
+    summary = scored(
+        tmp_path / "in", model, tmp_path / "out", root / "annotations" / "instances.json", formats=("coco",)
+    )
+    assert summary["scores"]["things"]["images"] == 12
+    images = json.loads((tmp_path / "out" / "coco" / "images.json").read_text())["images"]
+    assert [(image["id"], image["file_name"]) for image in images] == [
+        (700 + n, f"deep/linked/{n:02d}.png") for n in range(12)
+    ]
+
+
 def test_classes_that_a_coco_file_does_not_have_take_none_of_its_numbers(labelled, model, tmp_path):
     root, _ = labelled
     content = json.loads((root / "annotations" / "instances.json").read_text())

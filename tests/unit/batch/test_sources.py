@@ -62,6 +62,12 @@ def test_globs_lists_and_single_images(model, tmp_path, monkeypatch):
     assert summary["images"]["failed"] == 2
 
 
+def test_a_list_of_urls_is_told(model, tmp_path):
+    (tmp_path / "list.txt").write_text("s3://bucket/a.png\n")
+    with pytest.raises(DataError, match=r"names a URL of s3://; .* a URL is given as SOURCE itself"):
+        predict(tmp_path / "list.txt", model, tmp_path / "out")
+
+
 def test_a_glob_follows_links_but_not_in_a_circle_and_keeps_names_below_its_folder(model, tmp_path):
     folder = fill(tmp_path / "real" / "in", 1)
     (folder / "sub" / ".hidden").mkdir(parents=True)
