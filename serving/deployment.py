@@ -150,10 +150,12 @@ class Deployment:
 
     async def close(self) -> None:
         """Ends the processes and returns the memory."""
-        if self._scheduler:
-            await self._scheduler.close()
+        if self._scheduler is not None:  # an empty one is false
+            self._scheduler.stop()
         if self._engines:
             self._engines.close()
+        if self._scheduler is not None:
+            await self._scheduler.close()
         self._decoders.close()
         self._slab.close()
         if self._scratch:
@@ -254,12 +256,20 @@ class Deployment:
         for job in jobs:
             job.lease.hold()
 
+        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
         def release() -> None:
             for job in jobs:
                 job.lease.drop()
+            if not free.done():
+                free.set_result(None)
 
         head = {"slots": [job.lease.slot for job in jobs], "items": [job.item for job in jobs]}
-        answer, payload = await self._engines.call(head, timeout_s=self._settings.engine_timeout_s, release=release)
+        try:
+            answer, payload = await self._engines.call(head, timeout_s=self._settings.engine_timeout_s, release=release)
+        except asyncio.CancelledError:
+            await free  # its stream goes on when its process can
+            raise
         if "error" in answer:
             raise BatchError(answer["error"])
         parts, at = [], 0
@@ -295,7 +305,8 @@ class Deployment:
             "shared": str(self._scratch.path) if self._scratch else None,
             "buckets": sorted({1, *(1 << power for power in range(1, size.bit_length())), size}),
         }
-        return WorkerPool(kinds.engine, plain, count, self._slab.descriptor, "engine", self._metrics.lost)
+        lost, most = self._metrics.lost, 1 << 33  # a batch's tensors may be long, and no stranger's bytes come here
+        return WorkerPool(kinds.engine, plain, count, self._slab.descriptor, "engine", lost, most_bytes=most)
 
 
 def _nothing() -> None:

@@ -32,10 +32,11 @@ class BatchError(Exception):
 
 
 class Scheduler(Generic[Work, Result]):
-    """`streams` batches are computed side by side; the rest waits in order.
+    """`streams` batches are computed side by side; the rest waits in order. What nobody waits for any more is given up.
 
     Args:
         run: computes a batch of equal key; one result per item in order. Raises BatchError or WorkerLostError.
+            Cancelled when all of its items were given up; its stream goes on when it has ended.
         streams: batches side by side.
         max_batch: most items of a batch.
         delay_s: how long a free stream waits for a fuller batch; 0 on a CPU.
@@ -74,13 +75,17 @@ class Scheduler(Generic[Work, Result]):
         self._wake()
         return await entry.future
 
-    async def close(self) -> None:
-        """Ends the streams; whoever still waits is told."""
+    def stop(self) -> None:
+        """Cancels the streams and what they run; whoever still waits for a turn is told."""
         for stream in self._streams:
             stream.cancel()
-        await asyncio.gather(*self._streams, return_exceptions=True)
         _fail(self._queue, Problem("stopping", "the service stopped before this picture's turn"))
         self._queue.clear()
+
+    async def close(self) -> None:
+        """Stops, and waits until what ran has ended."""
+        self.stop()
+        await asyncio.gather(*self._streams, return_exceptions=True)
 
     def _wake(self) -> None:
         while self._idle:
@@ -125,7 +130,7 @@ class Scheduler(Generic[Work, Result]):
     async def _compute(self, batch: list[_Entry[Work, Result]]) -> None:
         begun = self._loop.time()
         try:
-            results = await self._run([entry.work for entry in batch])
+            results = await self._run_while_wanted(batch)
         except (BatchError, WorkerLostError) as error:
             self._again(batch, error)
             return
@@ -135,11 +140,36 @@ class Scheduler(Generic[Work, Result]):
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the stream; whoever waits raises it
             _fail(batch, error)
             return
+        if results is None:
+            return
         if self._observe:
             self._observe(len(batch), self._loop.time() - begun)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result((result, begun - entry.queued_at))
+
+    async def _run_while_wanted(self, batch: list[_Entry[Work, Result]]) -> Sequence[Result] | None:
+        """The results; None when all items were given up meanwhile, and the run with them."""
+        stream, wanted = asyncio.current_task(), True
+        assert stream is not None
+
+        def left(_: object) -> None:
+            nonlocal wanted
+            if running and wanted and all(entry.future.done() for entry in batch):
+                wanted = False
+                stream.cancel()
+
+        running = True
+        for entry in batch:
+            entry.future.add_done_callback(left)
+        try:
+            return await self._run([entry.work for entry in batch])
+        except asyncio.CancelledError:
+            if not wanted and stream.uncancel() == 0:
+                return None
+            raise
+        finally:
+            running = False
 
     def _again(self, batch: list[_Entry[Work, Result]], error: Exception) -> None:
         """Back to the front of the queue, to be tried singly; those tried before, or refused alone, fail."""

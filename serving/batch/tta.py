@@ -52,6 +52,10 @@ class MirroredEngine:
         """As the engine's."""
         self._engine.warm_up(batch)
 
+    def cancel(self) -> None:
+        """As the engine's."""
+        self._engine.cancel()
+
     def report(self) -> EngineReport:
         """The engine's."""
         return self._engine.report()

@@ -43,6 +43,9 @@ class Engine(Protocol):
     def warm_up(self, batch: int = 1) -> None:
         """Runs once on grey pixels, so that the first request does not pay for lazy work."""
 
+    def cancel(self) -> None:
+        """Ends the calls of `infer` under way, which raise EngineError; for another thread. May let them go on."""
+
     def report(self) -> EngineReport:
         """What runs here."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,23 @@ def mapped_session(data: bytes, folder: Path, options: Callable[[], Any]) -> Any
     lean.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # that was done
     lean.enable_cpu_mem_arena = lean.enable_mem_pattern = False
     return ort.InferenceSession(str(folder / _NETWORK), lean, providers=["CPUExecutionProvider"])
+
+
+def unmap_pages(folder: Path) -> None:
+    """Lets go of the weights that this process has mapped from `folder`: the next call finds them in the file's cache.
+
+    They stay in that cache until the system needs its memory. Mappings of which a page was written to are left alone.
+    """
+    weights, span = str(folder / _WEIGHTS), ""
+    with contextlib.suppress(OSError, AttributeError), open("/proc/self/smaps", encoding="utf-8") as maps:  # noqa: PTH123
+        madvise = ctypes.CDLL("libc.so.6").madvise
+        for line in maps:
+            key, *values = line.rstrip("\n").split(maxsplit=5)
+            if not key.endswith(":"):
+                span = key if values[-1] == weights else ""
+            elif span and key == "Anonymous:" and values[0] == "0":
+                start, end = (int(part, 16) for part in span.split("-"))
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _optimise(data: bytes, folder: Path, options: Any) -> None:

@@ -77,6 +77,7 @@ class OnnxRuntimeEngine:
         if providers and self._session.get_providers()[0] != _PROVIDERS[variant]:
             raise EngineError(f"engine {NAME}:{variant}: no usable GPU on this machine; take --engine {NAME}")
         self._input = bundle.manifest.input
+        self._run_options, self._runs = ort.RunOptions, list[Any]()
         self._names = [output.name for output in self._session.get_outputs()]
         require_fit(bundle.manifest, bundle.path / name, (i.name for i in self._session.get_inputs()), self._names)
         device = "gpu" if providers else "cpu"
@@ -84,15 +85,24 @@ class OnnxRuntimeEngine:
 
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """RGB uint8 (B, H, W, 3) to the answers by name; raises EngineError."""
+        options = self._run_options()
+        self._runs.append(options)
         try:
-            values: list[Any] = self._session.run(self._names, {self._input.name: batch})
+            values: list[Any] = self._session.run(self._names, {self._input.name: batch}, options)
         except Exception as error:  # its exceptions share no other base
             raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {first_line(error)}") from error
+        finally:
+            self._runs.remove(options)
         return dict(zip(self._names, values, strict=True))
 
     def warm_up(self, batch: int = 1) -> None:
         """Runs once on grey pixels."""
         self.infer(grey(batch, self._input.size))
+
+    def cancel(self) -> None:
+        """Ends the calls of `infer` under way after the operator they are at; they raise EngineError."""
+        for options in list(self._runs):
+            options.terminate = True
 
     def report(self) -> EngineReport:
         """What runs here."""

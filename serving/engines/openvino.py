@@ -99,6 +99,9 @@ class OpenVinoEngine:
         """Runs once on grey pixels."""
         self.infer(grey(batch, self._input.size))
 
+    def cancel(self) -> None:
+        """Does nothing: after a cancelled request OpenVINO may give the next call an older answer, so all run to their end."""
+
     def report(self) -> EngineReport:
         """What runs here."""
         return self._report

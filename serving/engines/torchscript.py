@@ -107,6 +107,9 @@ class TorchScriptEngine:
         for _ in range(3):
             self.infer(grey(batch, self._input.size))
 
+    def cancel(self) -> None:
+        """Does nothing: a traced network runs to its end."""
+
     def report(self) -> EngineReport:
         """What runs here."""
         return self._report

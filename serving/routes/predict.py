@@ -67,18 +67,24 @@ def deadline_of(request: Request, default_s: float) -> float:
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The work's result; when the client hangs up first, the work is cancelled and Problem is raised."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        await request.receive()  # the body was read: there is nothing else to come than its end
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Problem("client-gone", "the client hung up before its answer")
+        return await work
+    except (asyncio.CancelledError, Problem):  # a picture's problem of the same moment may have come out instead
+        if gone and task.uncancel() == 0:
+            raise Problem("client-gone", "the client hung up before its answer") from None
+        raise
     finally:
-        for waiting in (task, gone):
-            if not waiting.done():
-                waiting.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        watcher.cancel()
 
 
 def _options(request: Request, form: Form, model: Deployment) -> tuple[PredictOptions, str | None]:
@@ -147,7 +153,10 @@ async def _all(
 ) -> list[ImageAnswer | Problem | bytes]:
     try:
         async with asyncio.timeout(deadline_s - (time.perf_counter() - begun)):
-            answered = await asyncio.gather(*(_one(service, model, upload, options) for upload in uploads))
+            if len(uploads) == 1:  # the usual case, without a task of its own
+                answered = [await _one(service, model, uploads[0], options)]
+            else:
+                answered = await asyncio.gather(*(_one(service, model, upload, options) for upload in uploads))
             if picture and isinstance(answered[0], ImageAnswer):
                 only = uploads[0]
                 return [await model.draw(only.data, only.name, answered[0], PICTURES[picture])]

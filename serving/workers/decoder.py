@@ -28,12 +28,15 @@ from pipeline.imaging.decode import FORMATS, decode_bytes
 from pipeline.imaging.draw import draw_answer
 from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
+from pipeline.imaging.tiff_float import float_tiff
 from pipeline.labels import LabelSpace
 from serving.workers import wire
 from serving.workers.entry import await_work, enter, hush_libraries
 
 SERVED = tuple(name for name in FORMATS if name != "PPM")
 """What the API promises to read; the one format more is training data's."""
+
+FIRST_FRAME = "only the first frame was used"
 
 SERVED_BY = ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
 """Pillow's plugins for these; with them at hand it never loads its forty others."""
@@ -47,7 +50,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
         settings: `size` (height, width) of the network's input, `max_pixels` of a picture, `memory` in bytes,
             `seconds` for a job, `spaces` by head for drawing.
     """
-    own, descriptor = enter(pipe, "decoder")
+    own, (descriptor, _) = enter(pipe, "decoder")
     hush_libraries()
     cv2.setNumThreads(1)
     # Counted from here on: what was inherited is not the picture's doing.
@@ -106,14 +109,17 @@ def _remarks(data: bytes) -> dict[str, Any]:
     """The format, and whether only the first of several frames was read."""
     if data[:2] == b"\xff\xd8":
         return {"format": "JPEG", "notes": []}
+    header = float_tiff(BytesIO(data))
+    if header is not None:
+        return {"format": "TIFF", "notes": [FIRST_FRAME] if header.more else []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with Image.open(BytesIO(data), formats=SERVED) as image:
-                notes = ["only the first frame was used"] if getattr(image, "is_animated", False) else []
+                notes = [FIRST_FRAME] if getattr(image, "is_animated", False) else []
                 return {"format": image.format, "notes": notes}
         except Exception:  # noqa: BLE001  # a later frame may be broken in any way; the first one is whole
-            return {"format": "unknown", "notes": ["only the first frame was used"]}
+            return {"format": "unknown", "notes": [FIRST_FRAME]}
 
 
 def draw(data: bytes, head: wire.Head, settings: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
+import threading
 import time
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -21,10 +22,11 @@ from serving.answers import Options, answer_of
 from serving.engines.base import Engine, Outputs, grey
 from serving.engines.choose import Choice, open_engine
 from serving.engines.compare import selftest
+from serving.engines.mapped import unmap_pages
 from serving.engines.registry import engine_module, split_spec
 from serving.render import render_answer
 from serving.schemas import MASK_FORMS
-from serving.workers import wire
+from serving.workers import stop, wire
 from serving.workers.entry import await_work, enter, keep_freed, settle
 
 
@@ -35,7 +37,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
         pipe: to the service.
         settings: `bundle` folder and its `version`, `engine`, `threads`, `buckets` of batch sizes, `shared`: a folder or None.
     """
-    own, descriptor = enter(pipe, "engine")
+    own, (descriptor, ends) = enter(pipe, "engine")
     keep_freed()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
@@ -44,9 +46,10 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
             wire.send(own, {"error": str(error)})
             return
         settle()
+        stop.listen(ends, worker.give_up)
         wire.send(own, worker.ready)
         while True:
-            await_work(own)
+            await_work(own, worker.rest)
             head, _ = wire.receive(own)
             answer, payload = worker.work(head)
             wire.send(own, answer, *payload)
@@ -63,6 +66,8 @@ class EngineWorker:
         failures = selftest(bundle, self._engine)
         if failures:
             raise TrifocalError(f"bundle {bundle.path} fails its own self-test here: {'; '.join(failures)}")
+        self._number, self._turn = 0, threading.Lock()
+        self._shared: str | None = settings["shared"]
         self._heads = bundle.manifest.heads
         self._outputs = bundle.manifest.outputs
         height, width = bundle.manifest.input.size
@@ -88,9 +93,12 @@ class EngineWorker:
         begun = time.perf_counter()
         slots: list[int] = head["slots"]
         try:
+            self._begin(head["number"])
             outputs = self._engine.infer(self._batch(slots))
         except TrifocalError as error:
             return {"error": str(error)}, []
+        finally:
+            self._begin(0)
         computed = time.perf_counter()
         payload = [self._render(outputs, index, item) for index, item in enumerate(head["items"])]
         ended = time.perf_counter()
@@ -100,6 +108,22 @@ class EngineWorker:
             "lengths": [len(part) for part in payload],
         }
         return answer, payload
+
+    def give_up(self, number: int) -> None:
+        """Ends the network's run on that job, where that is what runs; for another thread to call."""
+        with self._turn:
+            if number == self._number:
+                self._engine.cancel()
+
+    def rest(self) -> None:
+        """Gives back what an idle process can do without."""
+        settle()
+        if self._shared is not None:
+            unmap_pages(Path(self._shared))
+
+    def _begin(self, number: int) -> None:
+        with self._turn:
+            self._number = number
 
     def _warm_answer(self, outputs: Outputs, size: tuple[int, int], masks: str) -> None:
         frame = asdict(Letterbox.fit((2 * size[0], 2 * size[1]), size))

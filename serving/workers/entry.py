@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,15 +42,15 @@ def hush_libraries() -> None:
     sys.stderr = open(heard, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: PTH123, SIM115
 
 
-def await_work(own: socket.socket) -> None:
-    """Returns when there is something to read; a process without work for a while gives its free memory back first."""
+def await_work(own: socket.socket, rest: Callable[[], None] = settle) -> None:
+    """Returns when there is something to read; a process without work for a while gives memory back first, by `rest`."""
     if not select.select([own], [], [], IDLE_S)[0]:
-        settle()
+        rest()
         select.select([own], [], [])
 
 
-def enter(pipe: Connection, kind: str) -> tuple[socket.socket, int]:
-    """In a new worker process: its socket, and the descriptor it was sent. `kind` names it in `ps` and `top`.
+def enter(pipe: Connection, kind: str) -> tuple[socket.socket, list[int]]:
+    """In a new worker process: its socket, and the descriptors it was sent: the slab's, and of the pipe that ends jobs. `kind` names it in `ps` and `top`.
 
     The service alone decides when a worker ends, by closing the pipe: signals to the whole group pass it by.
     """
@@ -59,7 +60,7 @@ def enter(pipe: Connection, kind: str) -> tuple[socket.socket, int]:
         Path("/proc/self/comm").write_text(f"tri-{kind}")
     own = socket.socket(fileno=os.dup(pipe.fileno()))
     pipe.close()
-    _, descriptors, _, _ = socket.recv_fds(own, 1, 1)
-    if not descriptors:  # the service gave up before this process was there
+    _, descriptors, _, _ = socket.recv_fds(own, 1, 2)
+    if len(descriptors) < 2:  # the service gave up before this process was there
         raise SystemExit(0)
-    return own, descriptors[0]
+    return own, descriptors

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.errors import EngineError, ServeError
-from serving.workers import wire
+from serving.workers import stop, wire
+from serving.workers.link import MOST_BYTES, Answer, Link
 
 log = logging.getLogger("trifocal.workers")
 
@@ -37,20 +40,31 @@ class WorkerLostError(Exception):
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """One process and the service's end of its pipe; `ready` is what it said when it had started."""
+    """One process and the service's ends of its socket and of the pipe that ends jobs.
+
+    `ready` is what it said when it had started, `number` that of its latest job.
+    """
 
     process: Any
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    link: Link
+    ends: int
     ready: wire.Head
+    number: int = 0
 
     def kill(self) -> None:
         """Ends the process at once and collects it."""
-        self.writer.close()
+        self.link.lost = _nothing
+        self.link.close()
+        if self.ends >= 0:
+            os.close(self.ends)
+            self.ends = -1
         if self.process.pid is not None:
-            asyncio.get_running_loop().remove_reader(self.process.sentinel)
             self.process.kill()
             self.process.join(5)
+
+
+def _nothing() -> None:
+    """Nobody is to be told; a killed worker's link knows of no one, so that all of it is freed at once."""
 
 
 def start_nursery() -> None:
@@ -78,6 +92,7 @@ class WorkerPool:
         kind: `decoder` or `engine`, for logs and metrics.
         lost: called with the kind whenever a process was lost.
         start_timeout_s: seconds a process may take to start.
+        most_bytes: a process whose answer is longer counts as lost.
     """
 
     def __init__(
@@ -89,10 +104,12 @@ class WorkerPool:
         kind: str,
         lost: Callable[[str], None],
         start_timeout_s: float = 120,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self.target, self.settings, self.count, self.kind = target, settings, count, kind
         self.workers: list[Worker] = []
         self._descriptor, self._lost, self._start_timeout_s = descriptor, lost, start_timeout_s
+        self._most_bytes = most_bytes
         self._idle: list[Worker] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -108,12 +125,11 @@ class WorkerPool:
             self._offer(found)
         return self.workers[0].ready
 
-    async def call(
-        self, head: wire.Head, *payload: bytes, timeout_s: float, release: Callable[[], None]
-    ) -> tuple[wire.Head, bytes]:
+    async def call(self, head: wire.Head, *payload: bytes, timeout_s: float, release: Callable[[], None]) -> Answer:
         """One job on the next idle process: its answer's head and bytes.
 
-        Whoever waits for it may be cancelled: the job then goes on to its end unheard.
+        Whoever waits for it may be cancelled: the process is told, and the job goes on to its end unheard where it
+        cannot be ended early.
 
         Args:
             head: the job.
@@ -129,10 +145,29 @@ class WorkerPool:
         except BaseException:
             release()
             raise
-        task = asyncio.ensure_future(self._exchange(worker, wire.frame(head, *payload), timeout_s, release))
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def heard(found: Answer | None) -> None:
+            release()
+            if found is not None:
+                self._offer(worker)
+                if not answer.done():  # else whoever waited was cancelled
+                    answer.set_result(found)
+                return
+            how = "took too long" if worker.link.late else "died"
+            self._replace(worker, how)
+            if not answer.done():
+                answer.set_exception(WorkerLostError(f"the {self.kind} {how}", worker.link.late))
+                answer.exception()  # counts as seen, also where whoever waits is cancelled just now
+
+        worker.number = number = worker.number + 1
+        worker.link.ask(wire.frame({"number": number, **head}, *payload), heard, timeout_s)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if worker.ends >= 0:
+                stop.tell(worker.ends, number)
+            raise
 
     @property
     def idle(self) -> int:
@@ -150,11 +185,6 @@ class WorkerPool:
         for worker in self.workers:
             worker.kill()
         self.workers.clear()
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # it was told to whoever still waits
 
     async def _take(self) -> Worker:
         while not self._idle:
@@ -177,45 +207,29 @@ class WorkerPool:
                 turn.set_result(None)
                 return
 
-    def _watch(self, worker: Worker) -> None:
+    def _idle_lost(self, worker: Worker) -> None:
         """An idle process that dies is replaced at once and not when the next job needs it."""
-        loop = asyncio.get_running_loop()
-
-        def ended() -> None:
-            loop.remove_reader(worker.process.sentinel)
-            if worker in self._idle:
-                self._idle.remove(worker)
-                self._replace(worker, "died")
-
-        loop.add_reader(worker.process.sentinel, ended)
+        if worker in self._idle:
+            self._idle.remove(worker)
+            self._replace(worker, "died")
 
     def _offer(self, worker: Worker) -> None:
+        if worker.link.closed:
+            self._replace(worker, "died")
+            return
         self._idle.append(worker)
         self._wake()
 
-    async def _exchange(
-        self, worker: Worker, message: bytes, timeout_s: float, release: Callable[[], None]
-    ) -> tuple[wire.Head, bytes]:
-        try:
-            worker.writer.write(message)
-            async with asyncio.timeout(timeout_s):
-                answer = await wire.read(worker.reader)
-        except (EOFError, TimeoutError) as error:
-            hung = isinstance(error, TimeoutError)
-            self._replace(worker, "took too long" if hung else "died")
-            raise WorkerLostError(f"the {self.kind} {'took too long' if hung else 'died'}", hung) from error
-        finally:
-            release()
-        self._offer(worker)
-        return answer
-
-    def _replace(self, worker: Worker, how: str) -> None:
-        log.warning("%s process %s %s; another one starts", self.kind, worker.process.pid, how)
+    def _end(self, worker: Worker) -> None:
         worker.kill()
         if worker in self.workers:
             self.workers.remove(worker)
-        self._lost(self.kind)
+
+    def _replace(self, worker: Worker, how: str) -> None:
+        self._end(worker)
         if not self._closed:
+            log.warning("%s process %s %s; another one starts", self.kind, worker.process.pid, how)
+            self._lost(self.kind)
             task = asyncio.ensure_future(self._restart())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -225,8 +239,8 @@ class WorkerPool:
         while not self._closed:
             try:
                 self._offer(await self._spawn())
-            except (EngineError, ServeError, OSError) as error:
-                log.warning("%s process cannot start: %s", self.kind, error)
+            except (EngineError, ServeError, OSError, EOFError) as error:  # the last: the nursery died over it
+                log.warning("%s process cannot start: %s", self.kind, error or type(error).__name__)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 5.0)
             else:
@@ -246,28 +260,47 @@ class WorkerPool:
             ours.close()
             process.kill()
             raise ServeError(f"the {self.kind}s were stopped")
-        socket.send_fds(ours, [b"\0"], [self._descriptor])
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)
-        worker = Worker(process, reader, writer, {})
-        self.workers.append(worker)
         try:
-            async with asyncio.timeout(self._start_timeout_s):
-                worker.ready, _ = await wire.read(reader)
-        except (EOFError, TimeoutError) as error:
-            worker.kill()
-            if worker in self.workers:
-                self.workers.remove(worker)
-            raise ServeError(
-                f"a {self.kind} process did not start; run with --engine onnxruntime, or see the log"
-            ) from error
+            ends = self._hand_over(ours)
+        except OSError as error:
+            ours.close()
+            process.kill()
+            raise self._no_start() from error
+        first: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+
+        def heard(found: Answer | None) -> None:
+            if not first.done():
+                first.set_result(found)
+
+        worker = Worker(process, await Link.over(ours, heard, self._start_timeout_s, self._most_bytes), ends, {})
+        self.workers.append(worker)
+        answer = await first
+        if answer is None:
+            self._end(worker)
+            raise self._no_start()
+        worker.ready, _ = answer
         if "error" in worker.ready:
-            worker.kill()
-            if worker in self.workers:
-                self.workers.remove(worker)
+            self._end(worker)
             raise EngineError(str(worker.ready["error"]))
         if self._was_closed():
-            worker.kill()
+            self._end(worker)
             raise ServeError(f"the {self.kind}s were stopped")
-        self._watch(worker)
+        worker.link.lost = partial(self._idle_lost, worker)
         return worker
+
+    def _no_start(self) -> ServeError:
+        return ServeError(f"a {self.kind} process did not start; run with --engine onnxruntime, or see the log")
+
+    def _hand_over(self, ours: socket.socket) -> int:
+        """Sends a new process its descriptors; the service's end of the pipe that ends jobs. Raises OSError."""
+        hears, ends = os.pipe()
+        try:
+            os.set_blocking(ends, False)
+            socket.send_fds(ours, [b"\0"], [self._descriptor, hears])
+            ours.setblocking(False)
+        except OSError:
+            os.close(ends)
+            raise
+        finally:
+            os.close(hears)
+        return ends

@@ -8,10 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # the workers, who have one job at a time, do without
-    import asyncio
+from typing import Any
 
 Head = dict[str, Any]
 
@@ -24,14 +21,21 @@ def frame(head: Head, *payload: bytes | memoryview) -> bytes:
     return b"".join((_LENGTHS.pack(len(text), sum(len(part) for part in payload)), text, *payload))
 
 
-async def read(reader: asyncio.StreamReader) -> tuple[Head, bytes]:
-    """The next message; raises EOFError when the other side is gone."""
+def whole(got: bytes | bytearray) -> tuple[Head, bytes] | None:
+    """The message that the bytes are; None where some of it are still to come. Raises ValueError where they are none."""
+    if len(got) < _LENGTHS.size:
+        return None
+    head, body = _LENGTHS.unpack_from(got)
+    start = _LENGTHS.size + head
+    if len(got) < start + body:
+        return None
     try:
-        head, body = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
-        text = await reader.readexactly(head)
-        return json.loads(text), await reader.readexactly(body) if body else b""
-    except (EOFError, OSError) as error:
-        raise EOFError("the worker is gone") from error
+        found = json.loads(got[_LENGTHS.size : start])
+    except RecursionError as error:
+        raise ValueError("a message's head is nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError("a message's head is no object")  # noqa: TRY004  # its value is at fault
+    return found, bytes(memoryview(got)[start : start + body])
 
 
 def receive(pipe: socket.socket) -> tuple[Head, bytearray]:

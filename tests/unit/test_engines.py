@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -35,6 +37,52 @@ def with_selftest(bundle: Bundle, images, answers, checks=None) -> Bundle:
     files = {**bundle.manifest.files, "selftest.npz": describe_file(bundle.path / "selftest.npz", "selftest")}
     write_manifest(bundle.path, replace(bundle.manifest, files=files, checks=checks or {}))
     return read_bundle(bundle.path)
+
+
+def test_a_cancelled_call_ends_and_the_next_one_answers(bundle):
+    engine = registry.load_engine(bundle, "onnxruntime", threads=1)
+    before = engine.infer(grey(1, (32, 32)))
+    engine.cancel()  # nothing runs: nothing happens
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(engine.infer, grey(4000, (32, 32)))
+        while not call.done():
+            engine.cancel()
+            time.sleep(0.001)
+        with pytest.raises(EngineError, match="a batch"):
+            call.result()
+    for name, value in engine.infer(grey(1, (32, 32))).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("spec", LOCAL)
+def test_whenever_a_call_is_cancelled_the_others_answer_rightly(bundle, spec):
+    engine = registry.load_engine(bundle, spec, threads=1, streams=2)
+    batches = [np.full((size, 32, 32, 3), size, np.uint8) for size in (1, 2, 30, 31)]
+    wanted = [engine.infer(batch) for batch in batches]
+    over, ended = threading.Event(), []
+
+    def disturb():
+        while not over.is_set():
+            engine.cancel()
+            time.sleep(0.0005)
+
+    def ask(number):
+        try:
+            return engine.infer(batches[number % 4])
+        except EngineError:
+            ended.append(number)
+            return wanted[number % 4]
+
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(disturb)
+        found = list(pool.map(ask, range(400)))
+        over.set()
+    for number, answers in enumerate(found):
+        assert all(np.array_equal(answers[name], value) for name, value in wanted[number % 4].items())
+    assert len(ended) < 400
+    assert bool(ended) == (
+        spec == "onnxruntime:fp32"
+    )  # OpenVINO runs to the end: its answers after a cancel were stale
 
 
 @pytest.mark.parametrize("spec", LOCAL)

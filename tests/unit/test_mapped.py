@@ -15,6 +15,7 @@ import pytest
 from pipeline.bundle import read_bundle
 from serving.deployment import Deployment
 from serving.engines import onnxruntime
+from serving.engines.mapped import unmap_pages
 from serving.observe import Metrics
 from serving.scratch import Scratch
 from serving.settings import Settings
@@ -46,6 +47,31 @@ def test_the_second_one_maps_what_the_first_one_wrote(tmp_path):
     maps = Path("/proc/self/maps").read_text()
     assert str(tmp_path / "weights") in maps
     engine.warm_up()
+
+
+def resident(path: Path) -> int:
+    """Kilobytes of a file that this process has in its own page table."""
+    here, found = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *values = line.split(maxsplit=5)
+        if not key.endswith(":"):
+            here = values[-1] == str(path)
+        elif here and key == "Rss:":
+            found += int(values[0])
+    return found
+
+
+def test_an_idle_process_lets_go_of_the_weights_and_finds_them_again(tmp_path):
+    bundle = read_bundle(known_bundle(tmp_path / "known", ballast_mb=2))
+    engine = onnxruntime.load_shared(bundle, "fp32", 1, tmp_path)
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+    before = engine.infer(images)
+    assert resident(tmp_path / "weights") > 0
+    unmap_pages(tmp_path)
+    assert resident(tmp_path / "weights") == 0
+    after = engine.infer(images)
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    unmap_pages(tmp_path / "nowhere")
 
 
 def test_where_nothing_can_be_written_each_holds_its_own(bundle, tmp_path):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 
+from serving.problems import Problem
+from serving.routes.predict import unless_gone
 from tests.unit.asgi import World, in_loop, settle
 
 
@@ -66,6 +72,23 @@ async def test_clients_that_hang_up_are_not_computed_for():
     assert len(world.model.given_up) == 40
     assert world.model.admission.items == 0
     assert metric(world, 'trifocal_rejections_total{reason="client-gone"}') == 40
+
+
+@in_loop
+async def test_a_client_that_leaves_as_its_picture_proves_broken_has_left():
+    """A group of tasks gives the picture's problem precedence over the end of the request; nothing may be left of that end."""
+    gone = asyncio.Event()
+
+    async def work():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(5)
+        raise Problem("broken-image", "a.png: it ends early")
+
+    asyncio.get_running_loop().call_soon(gone.set)
+    with pytest.raises(Problem, match="hung up"):
+        await unless_gone(SimpleNamespace(receive=gone.wait), work())
+    await asyncio.sleep(0)
+    assert asyncio.current_task().cancelling() == 0
 
 
 @in_loop

@@ -122,6 +122,40 @@ async def test_who_gives_up_while_waiting_is_never_computed(engine, scheduler):
 
 
 @drive
+async def test_a_batch_that_all_gave_up_is_cancelled_and_its_stream_goes_on(engine, scheduler):
+    seen = []
+    queue = scheduler(1, 2, observe=lambda size, _: seen.append(size))
+    first, second = submit(queue, 1, 2)
+    await settle()
+    later = submit(queue, 3, 4)
+    await settle()
+    first.cancel()
+    await settle()
+    assert engine.batches == [[1, 2]]  # one still waits
+    second.cancel()
+    await settle()
+    assert engine.batches == [[1, 2], [3, 4]]
+    await engine.release(0)  # too late
+    await engine.release(1)
+    assert [task.result()[0] for task in later] == [6, 8]
+    assert seen == [2]
+
+
+@drive
+async def test_a_stream_that_ends_while_its_batch_is_given_up_ends(engine, scheduler):
+    queue = scheduler(1, 2)
+    (only,) = submit(queue, 1)
+    await settle()
+    only.cancel()
+    await asyncio.sleep(0)
+    await queue.close()
+    (late,) = submit(queue, 2)
+    await settle()
+    assert engine.batches == [[1]]
+    late.cancel()
+
+
+@drive
 async def test_a_refused_batch_is_tried_item_by_item_once(engine, scheduler):
     queue = scheduler(1, 3)
     engine.broken[2] = [BatchError("no"), BatchError("still no")]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
+import socket
+import struct
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import EngineError, ServeError
-from serving.workers import decoder, wire
+from serving.workers import decoder, stop, wire
 from serving.workers.entry import enter
+from serving.workers.link import Link
 from serving.workers.pool import WorkerLostError, WorkerPool
 from serving.workers.slab import Slab
 
@@ -40,6 +46,20 @@ def obedient(pipe, settings):
         wire.send(own, {"pid": os.getpid()}, bytes(data))
 
 
+def patient(pipe, settings):
+    """Works on each job until it is told to end that one."""
+    own, (_, ends) = enter(pipe, "test")
+    told = queue.SimpleQueue()
+    stop.listen(ends, told.put)
+    wire.send(own, {"ready": True})
+    while True:
+        try:
+            head, _ = wire.receive(own)
+        except EOFError:
+            return
+        wire.send(own, {"number": head["number"], "told": told.get() if head["do"] == "wait" else None})
+
+
 def with_pool(test, target=obedient, count=1, **settings):
     """Runs a test coroutine over a started pool; `lost` lists what it was told of."""
 
@@ -53,7 +73,8 @@ def with_pool(test, target=obedient, count=1, **settings):
             pool.close()
             slab.close()
 
-    asyncio.run(body())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the service's own loop
+        runner.run(body())
 
 
 def call(pool, do, released=None, timeout_s=60.0, data=b""):
@@ -65,6 +86,108 @@ def test_a_call_brings_its_bytes_back():
         data = os.urandom(1 << 20)
         _, back = await call(pool, "echo", data=data)
         assert back == data
+
+    with_pool(test)
+
+
+def test_a_job_that_nobody_waits_for_is_ended_and_no_other():
+    async def test(pool, slab, lost):
+        for _ in range(3):
+            begun, released = time.monotonic(), [1]
+            task = asyncio.ensure_future(call(pool, "wait", released))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            found, _ = await call(pool, "echo")
+            assert found["told"] is None
+            assert released == []
+            assert time.monotonic() - begun < 10
+        assert found["number"] == 6
+        assert lost == []
+
+    with_pool(test, target=patient)
+
+
+def hasty(pipe, settings):
+    """Says what it was told to say in place of an answer."""
+    own, _ = enter(pipe, "test")
+    wire.send(own, {"ready": True})
+    while True:
+        try:
+            head, data = wire.receive(own)
+        except EOFError:
+            return
+        if head["do"] == "raw":
+            own.sendall(data)
+        else:
+            wire.send(own, {"pid": os.getpid()})
+        if head["do"] == "last":
+            os._exit(1)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_first_word_that_is_there_before_anybody_asked_is_heard(loop):
+    async def test():
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            wire.send(theirs, {"ready": True})
+            heard = []
+            link = await Link.over(ours, heard.append, 5)
+            while not heard:
+                await asyncio.sleep(0.01)
+            assert heard == [({"ready": True}, b"")]
+            link.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test())
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"[" * 100_000, b"\xff"])
+def test_a_worker_that_speaks_nonsense_is_replaced_without_a_trace(text, caplog):
+    async def test(pool, slab, lost):
+        with pytest.raises(WorkerLostError, match="died"):
+            await call(pool, "raw", data=struct.pack("!II", len(text), 0) + text)
+        await call(pool, "echo")
+        assert lost == ["tester"]
+
+    with_pool(test, target=hasty)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_process_that_dies_after_its_answer_is_replaced_before_anybody_needs_it():
+    async def test(pool, slab, lost):
+        for turn in range(1, 4):
+            first, _ = await call(pool, "last")
+            while len(lost) < turn:
+                await asyncio.sleep(0.01)
+            second, _ = await call(pool, "echo")
+            assert second["pid"] != first["pid"]
+
+    with_pool(test, target=hasty)
+
+
+def test_processes_that_come_and_go_leave_no_descriptor_behind():
+    async def test(pool, slab, lost):
+        counts = []
+        for turn in range(1, 5):
+            first, _ = await call(pool, "echo")
+            os.kill(first["pid"], 9)
+            while len(lost) < turn or not pool.idle:
+                await asyncio.sleep(0.01)
+            counts.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+        assert counts[-1] <= counts[0]
+
+    with_pool(test)
+
+
+def test_an_answer_without_end_ends_the_worker():
+    async def test(pool, slab, lost):
+        pool.workers[0].link.most_bytes = 1 << 16
+        with pytest.raises(WorkerLostError, match="died"):
+            await call(pool, "echo", data=bytes(1 << 20))
+        _, back = await call(pool, "echo", data=b"after")
+        assert back == b"after"
 
     with_pool(test)
 
@@ -181,8 +304,6 @@ def test_a_slot_returns_when_its_last_holder_drops_it():
 @settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=4), st.binary(max_size=200))
 def test_messages_come_back_as_they_went(head, data):
-    import socket
-
     one, other = socket.socketpair()
     with one, other:
         wire.send(one, head, data)
