@@ -27,6 +27,7 @@ import psutil
 from serve_load import closed_loop, hang_up, message, multipart, open_loop, run
 
 PICTURES = 16
+Rows = dict[str, Any]
 
 
 def pictures() -> list[bytes]:
@@ -150,7 +151,7 @@ def percentile(values: list[float], share: float) -> float:
     return float(np.percentile(values, share)) if values else float("nan")
 
 
-def overload(service: Service, seconds: float, messages: list[bytes], record: Callable[[str, Any], None]) -> None:
+def overload(service: Service, seconds: float, messages: list[bytes]) -> Rows:
     """Ten times the peak. Refusing costs the service processor time and sending costs the sender some: both are told.
 
     The peak is measured right before and right after: the machine's own speed changes by more than what is looked for.
@@ -167,13 +168,49 @@ def overload(service: Service, seconds: float, messages: list[bytes], record: Ca
     answered, refused = len(found.answered), len(found.refused)
     alone = answered / served * at_peak / len(times)
     together = answered / (served + sender) * (at_peak + sender_at_peak) / len(times)
-    record("answered at 10 times the peak, of the peak", round(answered / found.seconds / ((peak + after) / 2), 3))
-    record("refusals, median and p99 ms", [round(percentile(found.refused, share), 1) for share in (50, 99)])
-    record("answered, refused, connections lost", [answered, refused, found.lost])
-    record("memory after it, MB more", round(memory - before))
-    record("processor seconds by part", {name: round(value, 2) for name, value in spent.items()} | {"sender": sender})
-    record("answers per processor second, of the peak's", round(alone, 3))
-    record("the same with the sender's seconds", round(together, 3))
+    return {
+        "answered at 10 times the peak, of the peak": round(answered / found.seconds / ((peak + after) / 2), 3),
+        "refusals, median and p99 ms": [round(percentile(found.refused, share), 1) for share in (50, 99)],
+        "answered, refused, connections lost": [answered, refused, found.lost],
+        "memory after it, MB more": round(memory - before),
+        "processor seconds by part": {name: round(value, 2) for name, value in (spent | {"sender": sender}).items()},
+        "answers per processor second, of the peak's": round(alone, 3),
+        "the same with the sender's seconds": round(together, 3),
+    }
+
+
+def against_the_bare_loop(service: Service, given: argparse.Namespace, cores: int, data: list[bytes]) -> Rows:
+    """The service between two bare loops, whose mean it is held against: the machine's own speed drifts."""
+
+    def bare(processes: int = cores) -> tuple[float, float]:
+        return raw_limit(given.bundle, given.engine, processes, given.seconds)
+
+    def costs() -> tuple[float, float]:
+        return service.cpu_s(), service.metric("trifocal_images_total{")
+
+    messages, many = [message(one) for one in data], [multipart([data[i % PICTURES] for i in range(32)])]
+    raw = [bare()[0]]
+    run(closed_loop(service.address, 8, 2, messages))
+    begun = costs()
+    rate, _ = run(closed_loop(service.address, 8, given.seconds, messages))
+    spent, answered = (now - then for now, then in zip(costs(), begun, strict=True))
+    raw.append(bare()[0])
+    requests, _ = run(closed_loop(service.address, 1, given.seconds, many))
+    raw.append(bare()[0])
+    cost, alone = raw_cost(given.bundle, given.engine, 100), bare(1)[1]
+    _, times = run(closed_loop(service.address, 1, given.seconds, messages))
+    alone = (alone + bare(1)[1]) / 2
+    usual = run(open_loop(service.address, 0.7 * rate, given.seconds, messages))
+    return {
+        "raw limit, pictures/s": round(statistics.mean(raw), 1),
+        "8 clients against the raw limit": round(rate / statistics.mean(raw[:2]), 3),
+        "the same in processor time": round(cost * answered / (1000 * spent), 3),
+        "one request of 32 against the raw limit": round(32 * requests / statistics.mean(raw[1:]), 3),
+        "bare loop, ms": round(alone, 1),
+        "a lone client's median over it, ms": round(statistics.median(times) - alone, 2),
+        "p99 at 70 % of the peak, of the bare time": round(percentile(usual.answered, 99) / alone, 2),
+        "refused at 70 % of the peak": len(usual.refused),
+    }
 
 
 def main() -> None:
@@ -181,7 +218,7 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=2, help="of raw limit and service in turn")
+    parser.add_argument("--rounds", type=int, default=2, help="of bare loop and service in turn")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     # The raw loop and the service's engine processes have one thread each; libraries must not add theirs.
@@ -189,55 +226,27 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     data = pictures()
     messages = [message(one) for one in data]
-    rows: dict[str, Any] = {
-        "cores": cores,
-        "engine": given.engine,
-        "jpeg_kb": round(sum(map(len, data)) / PICTURES / 1000),
-    }
+    rows: Rows = {"cores": cores, "engine": given.engine, "jpeg_kb": round(sum(map(len, data)) / PICTURES / 1000)}
 
     def record(name: str, value: Any) -> None:
         rows[name] = value
         print(f"{name:<44} {value}", flush=True)
 
-    raws, rates, singles, lone, batch, costs = [], [], [], [], [], []
-    many = [multipart([data[i % PICTURES] for i in range(32)])]
-    for turn in range(given.rounds):
-        raw, ms = raw_limit(given.bundle, given.engine, cores, given.seconds)
-        _, alone = raw_limit(given.bundle, given.engine, 1, given.seconds / 2)
-        service = Service(given.bundle, given.engine, "--log-format", "json")
-        if turn == 0:
-            record("start to first answer, s", round(service.started_s, 2))
-            before = service.cpu_s()
-            time.sleep(12)
-            record("one core's share when idle", round((service.cpu_s() - before) / 12, 4))
-            record("memory when idle, MB", round(service.memory_mb()))
-        run(closed_loop(service.address, 8, 2, messages))
-        rate, _ = run(closed_loop(service.address, 8, given.seconds, messages))
-        _, times = run(closed_loop(service.address, 1, given.seconds / 2, messages))
-        requests, _ = run(closed_loop(service.address, 1, given.seconds, many))
-        spent, counted = service.cpu_s(), service.metric("trifocal_images_total{")
-        run(closed_loop(service.address, 8, given.seconds, messages))
-        cost = 1000 * (service.cpu_s() - spent) / (service.metric("trifocal_images_total{") - counted)
-        costs.append(raw_cost(given.bundle, given.engine, 100) / cost)
-        raws.append(raw)
-        rates.append(rate / raw)
-        batch.append(32 * requests / raw)
-        singles.append(alone)
-        lone.append(statistics.median(times) - alone)
-        if turn + 1 < given.rounds:
-            service.stop()
-    record("raw limit, pictures/s", [round(value, 1) for value in raws])
-    record("8 clients against the raw limit", [round(value, 3) for value in rates])
-    record("the same in processor time", [round(value, 3) for value in costs])
-    record("one request of 32 against the raw limit", [round(value, 3) for value in batch])
-    record("bare loop, ms", [round(value, 2) for value in singles])
-    record("a lone client's median over it, ms", [round(value, 2) for value in lone])
-    peak = rates[-1] * raws[-1]
-    usual = run(open_loop(service.address, 0.7 * peak, given.seconds, messages))
-    record("p99 at 70 % of the peak, of the bare time", round(percentile(usual.answered, 99) / ms, 2))
-    record("refused at 70 % of the peak", len(usual.refused))
-    for _ in range(given.rounds):
-        overload(service, given.seconds, messages, record)
+    def in_turns(work: Callable[[], Rows]) -> None:
+        turns = [work() for _ in range(given.rounds)]
+        for name in turns[0]:
+            record(name, [turn[name] for turn in turns])
+
+    first = Service(given.bundle, given.engine)
+    first.stop()
+    service = Service(given.bundle, given.engine, "--log-format", "json")
+    record("start to first answer, s", [round(one.started_s, 2) for one in (first, service)])
+    before = service.cpu_s()
+    time.sleep(12)
+    record("one core's share when idle", round((service.cpu_s() - before) / 12, 4))
+    record("memory when idle, MB", round(service.memory_mb()))
+    in_turns(lambda: against_the_bare_loop(service, given, cores, data))
+    in_turns(lambda: overload(service, given.seconds, messages))
     before = service.metric("trifocal_batch_size_count")
     run(hang_up(service.address, 40, messages))
     time.sleep(2)
