@@ -20,6 +20,7 @@ from serving.scratch import Scratch
 from serving.settings import Settings
 from serving.traces import OFF, Traces
 from serving.workers import kinds
+from serving.workers.link import Answer
 from serving.workers.pool import WorkerLostError, WorkerPool
 from serving.workers.slab import Lease, Slab
 
@@ -132,7 +133,7 @@ class Deployment:
             await self.close()
             raise
         self._scheduler = Scheduler(
-            self._run_batch, settings.lanes(), settings.batch(), settings.batch_delay_s, self._observe_batch
+            self._run_batch, settings.lanes(), settings.batch(), settings.batch_delay_s, self.admission.observe
         )
 
     async def _start_engines(self, spec: str) -> dict[str, Any]:
@@ -227,11 +228,15 @@ class Deployment:
     ) -> tuple[dict[str, Any], bytes]:
         """A decoder that died may have been killed from outside: one more try, unless it hung."""
         timeout, tries = self._settings.decode_timeout_s, 2
+
+        def release(_: object) -> None:
+            if lease:
+                lease.drop()
+
         while True:
             if lease:
                 lease.hold()
             try:
-                release = lease.drop if lease else _nothing
                 return await self._decoders.call(job, data, timeout_s=timeout, release=release)
             except WorkerLostError as error:
                 tries -= 1
@@ -258,9 +263,11 @@ class Deployment:
 
         free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def release() -> None:
+        def release(found: Answer | None) -> None:
             for job in jobs:
                 job.lease.drop()
+            if found is not None and "error" not in found[0]:
+                self._metrics.batch(len(jobs))  # also where nobody waits for it any more
             if not free.done():
                 free.set_result(None)
 
@@ -277,10 +284,6 @@ class Deployment:
             parts.append(_Done(payload[at : at + length], answer["engine"], answer["answer"] / len(jobs), len(jobs)))
             at += length
         return parts
-
-    def _observe_batch(self, size: int, seconds: float) -> None:
-        self.admission.observe(size, seconds)
-        self._metrics.batch(size)
 
     def _decoder_pool(self) -> WorkerPool:
         settings = self._settings
@@ -307,7 +310,3 @@ class Deployment:
         }
         lost, most = self._metrics.lost, 1 << 33  # a batch's tensors may be long, and no stranger's bytes come here
         return WorkerPool(kinds.engine, plain, count, self._slab.descriptor, "engine", lost, most_bytes=most)
-
-
-def _nothing() -> None:
-    """Where no memory is lent."""

@@ -125,7 +125,9 @@ class WorkerPool:
             self._offer(found)
         return self.workers[0].ready
 
-    async def call(self, head: wire.Head, *payload: bytes, timeout_s: float, release: Callable[[], None]) -> Answer:
+    async def call(
+        self, head: wire.Head, *payload: bytes, timeout_s: float, release: Callable[[Answer | None], None]
+    ) -> Answer:
         """One job on the next idle process: its answer's head and bytes.
 
         Whoever waits for it may be cancelled: the process is told, and the job goes on to its end unheard where it
@@ -135,7 +137,7 @@ class WorkerPool:
             head: the job.
             payload: its bytes.
             timeout_s: seconds after which the process counts as hung and is ended.
-            release: called when the process has done with the job's memory, whatever happened.
+            release: called when the process has done with the job's memory, with the answer, or None where it gave none.
 
         Raises:
             WorkerLostError: the process died or hung.
@@ -143,12 +145,12 @@ class WorkerPool:
         try:
             worker = await self._take()
         except BaseException:
-            release()
+            release(None)
             raise
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def heard(found: Answer | None) -> None:
-            release()
+            release(found)
             if found is not None:
                 self._offer(worker)
                 if not answer.done():  # else whoever waited was cancelled

@@ -78,7 +78,7 @@ def with_pool(test, target=obedient, count=1, **settings):
 
 
 def call(pool, do, released=None, timeout_s=60.0, data=b""):
-    return pool.call({"do": do}, data, timeout_s=timeout_s, release=(released or []).clear)
+    return pool.call({"do": do}, data, timeout_s=timeout_s, release=lambda _: (released or []).clear())
 
 
 def test_a_call_brings_its_bytes_back():
@@ -276,7 +276,7 @@ def test_a_picture_that_wants_too_much_memory_is_refused_and_the_decoder_lives()
     async def test(pool, slab, lost):
         def decode(data):
             job = {"job": "decode", "name": "a.png", "slot": 1}
-            return pool.call(job, data, timeout_s=60, release=lambda: None)
+            return pool.call(job, data, timeout_s=60, release=lambda _: None)
 
         refused, _ = await decode(large)
         assert refused["error"] == "broken-image"
