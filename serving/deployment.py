@@ -26,6 +26,9 @@ from serving.workers.slab import Lease, Slab
 
 log = logging.getLogger("trifocal.deployment")
 
+DRAWING = 3
+"""Times as long as decoding a picture may drawing its answer take: every pixel is decoded, tinted and coded."""
+
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
@@ -206,12 +209,20 @@ class Deployment:
 
     async def draw(self, data: bytes, name: str, answer: ImageAnswer, image_format: str) -> bytes:
         """The picture with its answer (masks as PNG) drawn over it, encoded; raises Problem."""
-        job = {"job": "draw", "name": name, "heads": json.loads(answer.heads), "format": image_format}
+        seconds = DRAWING * self._settings.decode_timeout_s
+        job = {
+            "job": "draw",
+            "name": name,
+            "heads": json.loads(answer.heads),
+            "format": image_format,
+            "seconds": seconds,
+        }
         _, payload = await self._decode_call(job, data)
         return payload
 
     async def _decode(self, data: bytes, name: str, lease: Lease) -> dict[str, Any]:
-        head, _ = await self._decode_call({"job": "decode", "name": name, "slot": lease.slot}, data, lease)
+        job = {"job": "decode", "name": name, "slot": lease.slot, "seconds": self._settings.decode_timeout_s}
+        head, _ = await self._decode_call(job, data, lease)
         return head
 
     async def _decode_call(
@@ -227,7 +238,7 @@ class Deployment:
         self, job: dict[str, Any], data: bytes, lease: Lease | None
     ) -> tuple[dict[str, Any], bytes]:
         """A decoder that died may have been killed from outside: one more try, unless it hung."""
-        timeout, tries = self._settings.decode_timeout_s, 2
+        timeout, tries = job["seconds"], 2
 
         def release(_: object) -> None:
             if lease:
@@ -291,7 +302,6 @@ class Deployment:
             "size": list(self.manifest.input.size),
             "max_pixels": settings.max_pixels,
             "memory": settings.decode_memory,
-            "seconds": settings.decode_timeout_s,
             "spaces": {name: space.to_dict() for name, space in self.manifest.spaces.items()},
         }
         lost = self._metrics.lost

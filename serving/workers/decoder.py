@@ -48,7 +48,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
     Args:
         pipe: to the service.
         settings: `size` (height, width) of the network's input, `max_pixels` of a picture, `memory` in bytes,
-            `seconds` for a job, `spaces` by head for drawing.
+            `spaces` by head for drawing. Each job names the `seconds` it may take.
     """
     own, (descriptor, _) = enter(pipe, "decoder")
     hush_libraries()
@@ -64,7 +64,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
             await_work(own)
             head, data = wire.receive(own)
             # The service ends a process that hangs; where the service itself is gone, the alarm does.
-            signal.alarm(int(settings["seconds"]) + 2)
+            signal.alarm(int(head["seconds"]) + 2)
             _work(own, memory, settings, head, bytes(data))
             signal.alarm(0)
 

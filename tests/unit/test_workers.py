@@ -266,7 +266,7 @@ def test_a_process_that_cannot_start_is_told(settings, error):
 
 
 def decode_settings(memory):
-    return {"size": [32, 32], "max_pixels": 50_000_000, "memory": memory, "seconds": 60, "spaces": {}}
+    return {"size": [32, 32], "max_pixels": 50_000_000, "memory": memory, "spaces": {}}
 
 
 def test_a_picture_that_wants_too_much_memory_is_refused_and_the_decoder_lives():
@@ -275,7 +275,7 @@ def test_a_picture_that_wants_too_much_memory_is_refused_and_the_decoder_lives()
 
     async def test(pool, slab, lost):
         def decode(data):
-            job = {"job": "decode", "name": "a.png", "slot": 1}
+            job = {"job": "decode", "name": "a.png", "slot": 1, "seconds": 60}
             return pool.call(job, data, timeout_s=60, release=lambda _: None)
 
         refused, _ = await decode(large)
