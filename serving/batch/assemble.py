@@ -18,9 +18,6 @@ from serving.batch.writers.base import RunWriter
 
 PREDICTIONS, ERRORS = "predictions.parquet", "errors.jsonl"
 
-DOCUMENTS = (PREDICTIONS, ERRORS, "summary.json", "report.html")
-"""What every finished run has."""
-
 
 def write_part(path: Path, table: pa.Table) -> None:
     """A part's table as an Arrow file."""

@@ -4,7 +4,7 @@
     DIR/.batch/plan.sqlite  the list of files, until the run is finished
     DIR/.batch/parts/       answers so far, a file for each part, named by what it answers for
     DIR/.batch/tmp/         files being written
-    DIR/.batch/clearing     there while what another run left is removed
+    DIR/.batch/clearing     names what another run left while that is removed
 
 Everything else below DIR is what the run was for.
 """
@@ -29,11 +29,16 @@ from serving.batch.names import shown
 
 FOLDER, CLEARING = ".batch", "clearing"
 
-OUTPUTS = (
-    "predictions.parquet", "predictions.jsonl", "predictions.csv", "errors.jsonl", "summary.json", "report.html",
-    "coco", "yolo", "masks", "overlay", "crops",
-)  # fmt: skip
-"""All that a run may put into its folder; nothing else there is ever removed."""
+DOCUMENTS = ("predictions.parquet", "errors.jsonl", "summary.json", "report.html")
+"""What every finished run has."""
+
+OPTIONAL = {
+    "jsonl": "predictions.jsonl", "csv": "predictions.csv",
+    "coco": "coco", "yolo": "yolo", "masks": "masks", "overlay": "overlay", "crops": "crops",
+}  # fmt: skip
+"""By format or option, what a run may put into its folder besides; nothing else there is ever removed."""
+
+OUTPUTS = (*DOCUMENTS, *OPTIONAL.values())
 
 
 class Journal:
@@ -92,23 +97,46 @@ class Journal:
 
     def clear(self) -> None:
         """Removes everything a run wrote here; where that is interrupted, the next to open the folder goes on with it."""
-        (self.home / CLEARING).touch()
-        sync(self.home)
+        mark = self.home / CLEARING
+        if not mark.exists():
+            self.put(f"{FOLDER}/{CLEARING}", json.dumps(self._written()).encode())
         (self.home / "run.json").unlink(missing_ok=True)
-        self.drop_outputs()
+        self._drop(json.loads(mark.read_text()))
         for path in self.home.glob("plan*"):
             path.unlink()
-        (self.home / CLEARING).unlink()
+        mark.unlink()
 
     def drop_outputs(self) -> None:
         """Removes answers and files, not what was asked for."""
+        self._drop(self._written())
+
+    def _written(self) -> list[str]:
+        """What the run here may have put into its folder; all that any may where one cannot tell."""
+        try:
+            state = self.state()
+            asked = {} if state is None else state["identity"]["options"]
+            names = [name for key, name in OPTIONAL.items() if key in asked.get("format", ()) or asked.get(key)]
+        except (ConfigError, LookupError, TypeError, AttributeError):
+            return [*OUTPUTS]
+        return [] if state is None else [*DOCUMENTS, *names]
+
+    def _drop(self, names: list[str]) -> None:
         self.drop_parts()
-        for name in OUTPUTS:
+        for name in names:
             path = self.out / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def held(self) -> dict[str, int]:
+        """How many files there are of each output that is there."""
+        found = ((name, os.fsencode(self.out / name)) for name in OUTPUTS)
+        return {
+            name: sum(len(files) for _, _, files in os.walk(path)) if os.path.isdir(path) else 1
+            for name, path in found
+            if os.path.exists(path)
+        }
 
     # --- parts ----------------------------------------------------------------------------------------------------
 

@@ -60,3 +60,12 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> str:
     if earlier["layout"] != now["layout"]:
         told.append("the layout of another version of this command")
     return ", ".join(told)
+
+
+def lost(earlier: dict[str, int], now: dict[str, int]) -> str:
+    """Which of a finished run's files are gone, by output; empty where none is."""
+    for name, count in earlier.items():
+        left = now.get(name, 0)
+        if left < count:
+            return f"{count - left} of the {count} files of its {name} are gone" if left else f"its {name} is gone"
+    return ""

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 from pipeline.bundle import Bundle, HeadSpec
 from pipeline.errors import ConfigError, DataError
-from serving.batch.assemble import DOCUMENTS, assemble, write_part
-from serving.batch.journal import Journal, sync
+from serving.batch.assemble import assemble, write_part
+from serving.batch.journal import DOCUMENTS, Journal, sync
 from serving.batch.local import LocalRun
 from serving.batch.names import shown
 from serving.batch.plan import Part, Plan
 from serving.batch.progress import Progress
 from serving.batch.report import report
-from serving.batch.resume import differences, labels_stamp, run_identity
+from serving.batch.resume import differences, labels_stamp, lost, run_identity
 from serving.batch.rows import ImageResult, table_of
 from serving.batch.settings import Settings
 from serving.batch.sources import Source, open_source
@@ -176,11 +176,8 @@ class BatchRun:
                 f" or come since ({len(plan)} now); name another folder with --out, or answer anew with --restart"
             )
         plan.path.unlink(missing_ok=True)
-        for name in DOCUMENTS:
-            if not (self.settings.out / name).is_file():
-                raise ConfigError(
-                    f"{self.settings.out} holds a finished run, but its {name} is gone; repeat it with --restart"
-                )
+        if told := lost(state.get("held", dict.fromkeys(DOCUMENTS, 1)), journal.held()):
+            raise ConfigError(f"{self.settings.out} holds a finished run, but {told}; repeat it with --restart")
         if state.get("labels") != labels_stamp(self.settings):
             raise ConfigError(
                 f"{self.settings.labels} has changed since {self.settings.out} was scored by it; name another folder with"
@@ -224,7 +221,7 @@ class BatchRun:
         self._answer(source, journal, plan, predictor, workers, timing)
         summary = self._conclude(source, journal, plan, engine, timing, started, scorer)
         ended = {"finished": True, "files": plan.digest(), "count": len(plan), "labels": labels}
-        journal.save_state(state | ended)
+        journal.save_state(state | ended | {"held": journal.held()})
         journal.drop_parts()
         plan.path.unlink()
         return summary

@@ -253,13 +253,29 @@ def test_clearing_goes_on_where_it_was_interrupted(folder, model, unbroken, tmp_
 
 def test_a_finished_run_that_lost_a_file_is_told(model, tmp_path):
     folder, out = fill(tmp_path / "in", 2), tmp_path / "out"
-    for name in ("report.html", "summary.json", "predictions.parquet"):
-        predict(folder, model, out, restart=True)
+    for name, told in (
+        ("report.html", "its report.html is gone"),
+        ("summary.json", "its summary.json is gone"),
+        ("predictions.parquet", "its predictions.parquet is gone"),
+        ("predictions.csv", "its predictions.csv is gone"),
+        ("coco/things.json", "1 of the 3 files of its coco are gone"),
+        ("overlay/001.jpg", "1 of the 2 files of its overlay are gone"),
+    ):
+        predict(folder, model, out, restart=True, **EVERYTHING)
         (out / name).unlink()
-        with pytest.raises(
-            ConfigError, match=f"holds a finished run, but its {name} is gone; repeat it with --restart"
-        ):
-            predict(folder, model, out)
+        with pytest.raises(ConfigError, match=f"holds a finished run, but {told}; repeat it with --restart"):
+            predict(folder, model, out, **EVERYTHING)
+
+
+def test_restart_leaves_what_no_run_here_wrote(model, tmp_path):
+    folder, out = fill(tmp_path / "in", 2), tmp_path / "out"
+    predict(folder, model, out, formats=("csv",), overlay=True)
+    (out / "crops").mkdir()
+    (out / "crops" / "mine.txt").write_text("by hand")
+    predict(folder, model, out, restart=True)
+    assert (out / "crops" / "mine.txt").read_text() == "by hand"
+    assert not (out / "overlay").exists()
+    assert not (out / "predictions.csv").exists()
 
 
 def test_a_changed_threshold_of_the_model_is_noticed(model, tmp_path):
