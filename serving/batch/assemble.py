@@ -31,6 +31,15 @@ def read_part(path: Path) -> pa.Table:
         return pa.ipc.open_file(content).read_all()
 
 
+def errors_in(path: Path) -> int:
+    """How many images of a part could not be answered."""
+    schema = part_schema()
+    wanted = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in ("reason", "skipped")])
+    with path.open("rb") as content:
+        table = pa.ipc.open_file(content, options=wanted).read_all()
+    return len(table.filter(pc.and_not(pc.is_valid(table["reason"]), table["skipped"])))
+
+
 def assemble(
     journal: Journal,
     parts: Iterable[Path],

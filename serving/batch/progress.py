@@ -49,12 +49,13 @@ class Progress:
         elif self._done:
             self._say(self.line())
 
-    def resumed(self, images: int) -> None:
-        """Images that an earlier process answered."""
+    def resumed(self, images: int, errors: int = 0) -> None:
+        """Images that an earlier process answered, and how many of them could not be."""
         with self._guard:
             if not self._resumed:
                 self._say("going on where an earlier run stopped")
             self._resumed += images
+            self._errors += errors
             if self._bar is not None:  # not as an update: what others answered is no speed of this process
                 self._bar.reset(self._task, completed=self._resumed + self._done, errors=self._errors)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pipeline.bundle import Bundle, HeadSpec
 from pipeline.errors import ConfigError, DataError
-from serving.batch.assemble import assemble, write_part
+from serving.batch.assemble import assemble, errors_in, write_part
 from serving.batch.journal import DOCUMENTS, Journal, sync
 from serving.batch.local import LocalRun
 from serving.batch.names import shown
@@ -235,8 +235,8 @@ class BatchRun:
 
             def missing() -> Iterator[Part]:
                 for part in plan.parts(settings.part):
-                    if journal.part(part.digest).exists():
-                        progress.resumed(len(part.items))
+                    if (stands := journal.part(part.digest)).exists():
+                        progress.resumed(len(part.items), errors_in(stands))
                     else:
                         yield part
 

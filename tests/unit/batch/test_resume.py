@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,6 +177,16 @@ def test_ctrl_c_is_told_to_be_no_loss(folder, model, unbroken, tmp_path):
 def test_workers_do_not_change_the_answers(folder, model, unbroken, tmp_path):
     predict(folder, model, tmp_path / "out", part=4, workers=1, **EVERYTHING)
     assert content(tmp_path / "out") == unbroken
+
+
+def test_errors_so_far_are_those_of_the_whole_run(model, tmp_path, monkeypatch):
+    folder, out = fill(tmp_path / "in", 8), tmp_path / "out"
+    for name in ("000.jpg", "001.jpg", "zzz.jpg"):
+        (folder / name).write_bytes(b"\xff\xd8\xff")
+    (folder / "000.txt").write_text("no image is no error")
+    interrupted(folder, model, out, monkeypatch, workers=1)
+    _, lines = predict(folder, model, out, part=4)
+    assert re.match(r"12 of 12 files, .* 3 errors", lines[-1])
 
 
 def test_changed_files_are_noticed_and_only_they_are_answered_anew(model, tmp_path, monkeypatch):
