@@ -12,6 +12,11 @@ INTERVAL = 10.0
 """Seconds between plain lines."""
 
 
+def rate(value: float, places: int = 1) -> str:
+    """Images a second as text: of large pictures, minutes each, two digits all the same."""
+    return f"{value:,.{places}f}" if value >= 1 or not value else f"{value:.2g}"
+
+
 class Progress:
     """Counts images; may be told from several threads.
 
@@ -73,10 +78,10 @@ class Progress:
     def line(self) -> str:
         """Files done, images a second, time left, and errors so far."""
         seconds = max(self._clock() - self._started, 1e-9)
-        rate = self._done / seconds
-        left = (self._total - self._resumed - self._done) / rate if rate else 0.0
+        speed = self._done / seconds
+        left = (self._total - self._resumed - self._done) / speed if speed else 0.0
         return (
-            f"{self._resumed + self._done} of {self._total} files, {rate:.1f} a second,"
+            f"{self._resumed + self._done} of {self._total} files, {rate(speed)} a second,"
             f" {_clock_time(left)} left, {self._errors} errors"
         )
 
@@ -102,7 +107,7 @@ def _bar(total: int) -> tuple[Any, Any]:
 
         def render(self, task: Task) -> Text:
             """The column's text."""
-            return Text(f"{task.finished_speed or task.speed or 0:.1f}/s")
+            return Text(f"{rate(task.finished_speed or task.speed or 0)}/s")
 
     bar = RichProgress(
         BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn(), TextColumn("{task.fields[errors]} errors"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.bundle import Manifest
+from serving.batch.progress import rate
 from serving.batch.tally import Tally
 
 
@@ -25,13 +26,18 @@ class Timing:
 
     def plain(self) -> dict[str, Any]:
         """Images a second, whole and of each stage: what one thread would do of it alone."""
-        stages = {name: round(self.images / spent, 1) for name, spent in sorted(self.stages.items()) if spent > 0}
+        stages = {name: _rounded(self.images / spent) for name, spent in sorted(self.stages.items()) if spent > 0}
         return {
             "images": self.images,
             "seconds": round(self.seconds, 2),
-            "images_per_second": round(self.images / self.seconds, 1) if self.seconds else 0.0,
+            "images_per_second": _rounded(self.images / self.seconds) if self.seconds else 0.0,
             "images_per_second_by_stage": stages,
         }
+
+
+def _rounded(value: float) -> float:
+    """To one place, or two digits where that would leave less."""
+    return round(value, 1) if value >= 1 else float(f"{value:.2g}")
 
 
 def summary_of(tally: Tally, manifest: Manifest, run: dict[str, Any], scores: dict[str, Any] | None) -> dict[str, Any]:
@@ -94,8 +100,8 @@ def printed(summary: dict[str, Any], out: str) -> str:
         for metric, value in summary.get("scores", {}).get(name, {}).items():
             lines.append(f"    {metric} {figure(metric, value)}")
     lines += [f"  error: {kind}: {count}" for kind, count in summary["errors"].items()]
-    stages = ", ".join(f"{name} {rate:,.0f}" for name, rate in timing["images_per_second_by_stage"].items())
-    speed = f"  {timing['images']} images in {timing['seconds']:.1f} s, {timing['images_per_second']:,.1f} a second"
+    stages = ", ".join(f"{name} {rate(speed, 0)}" for name, speed in timing["images_per_second_by_stage"].items())
+    speed = f"  {timing['images']} images in {timing['seconds']:.1f} s, {rate(timing['images_per_second'])} a second"
     lines.append(speed + (f" (one thread: {stages})" if stages else ""))
     lines.append(f"  model {model['name']} {model['version']}, run {model['run_id'] or 'unknown'}, {summary['engine']}")
     lines.append(f"  {out}")

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from serving.batch.progress import Progress
 from serving.batch.rows import Failure, ImageResult, Row
+from serving.batch.summary import Timing
 from serving.batch.tally import SAMPLES, Tally
 from tests.unit.batch.helpers import fill, picture, predict
 from tests.unit.bundles import HEADS, known_bundle
@@ -42,6 +44,18 @@ def test_the_page_stands_alone_and_shows_samples_of_every_class(page):
 def test_names_are_text_not_markup(page):
     assert "<script" not in page
     assert "bad &amp; broken.png" in page
+
+
+def test_pictures_that_take_a_minute_each_have_a_speed():
+    now = iter([0.0, 1.0, 240.0, 240.0])
+    plain = Timing(4, 240.0, {"infer": 220.0, "read": 0.5}).plain()
+    assert plain["images_per_second"] == 0.017
+    assert plain["images_per_second_by_stage"] == {"infer": 0.018, "read": 8.0}
+    lines = []
+    progress = Progress(8, lines.append, terminal=False, clock=lambda: next(now))
+    progress.add(0, 0)
+    progress.add(4, 0)
+    assert lines == ["4 of 8 files, 0.017 a second, 4:00 left, 0 errors"]
 
 
 def test_counts_leave_weak_boxes_out_that_are_kept_for_scoring():
