@@ -247,6 +247,8 @@ def _open(given: str, out: Path) -> Source:
     if glob.has_magic(given):
         root, parts = divided(given)
         return ListedFiles(root, out, f"glob {given}", lambda: matching(os.fsencode(root), parts))
+    if path.exists():
+        raise DataError(f"{given} is a pipe or a device; a list is read more than once, so write it into a file")
     raise DataError(f"{given} does not exist; give a folder, a glob in quotes, a list file or an fsspec URL")
 
 

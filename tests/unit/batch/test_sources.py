@@ -62,6 +62,13 @@ def test_globs_lists_and_single_images(model, tmp_path, monkeypatch):
     assert summary["images"]["failed"] == 2
 
 
+def test_a_pipe_is_told_to_be_one(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for source in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(DataError, match="is a pipe or a device; a list is read more than once"):
+            predict(source, model, tmp_path / "out")
+
+
 def test_a_list_of_urls_is_told(model, tmp_path):
     (tmp_path / "list.txt").write_text("s3://bucket/a.png\n")
     with pytest.raises(DataError, match=r"names a URL of s3://; .* a URL is given as SOURCE itself"):
