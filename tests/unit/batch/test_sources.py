@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+import cv2
+import numpy as np
 import pytest
 
 from pipeline.errors import DataError
@@ -67,6 +69,16 @@ def test_a_pipe_is_told_to_be_one(model, tmp_path):
     for source in (tmp_path / "pipe", "/dev/null"):
         with pytest.raises(DataError, match="is a pipe or a device; a list is read more than once"):
             predict(source, model, tmp_path / "out")
+
+
+def test_a_text_that_begins_as_a_bitmap_is_none(model, tmp_path):
+    folder = fill(tmp_path / "in" / "BMW", 1)
+    (tmp_path / "in" / "no ending").write_bytes(cv2.imencode(".bmp", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
+    (tmp_path / "in" / "list.txt").write_text(f"{folder.name}/000.png\nno ending\n")
+    predict(tmp_path / "in" / "list.txt", model, tmp_path / "listed")
+    assert set(listed(tmp_path / "listed")[1]) == {"BMW/000.png", "no ending"}
+    summary, _ = predict(tmp_path / "in", model, tmp_path / "all")
+    assert summary["images"] == {"found": 2, "answered": 2, "failed": 0, "skipped": 1}
 
 
 def test_a_list_of_urls_is_told(model, tmp_path):
