@@ -19,6 +19,11 @@ def shown(name: bytes) -> str:
     return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
+def public(text: str) -> str:
+    """A source, or a message about one, as others may read it: the passwords of URLs left out."""
+    return re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1:***@", text)
+
+
 def raw(text: str) -> bytes:
     """Inverse of `shown`."""
     data = text.encode()

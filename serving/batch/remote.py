@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import DataError, ImageError
 from pipeline.imaging.decode import MAX_BYTES
-from serving.batch.names import shown
+from serving.batch.names import public, shown
 from serving.batch.sources import Entry
 
 _STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -32,7 +32,7 @@ class RemoteFiles:
         import fsspec
         from fsspec.core import url_to_fs
 
-        self.url = url
+        self.url = public(url)
         self._pattern = ""
         fixed = url
         while glob.has_magic(fixed):
@@ -46,12 +46,12 @@ class RemoteFiles:
             # Not `exists`, which for some protocols takes a server that does not answer for a folder that is not there.
             self._files.info(self._root or "/")
         except FileNotFoundError as error:
-            raise DataError(f"{url} does not exist") from error
+            raise DataError(f"{self.url} does not exist") from error
         except (ImportError, ValueError) as error:
             known = ", ".join(sorted({"s3", "gs", "abfs", "memory", "file"} & set(fsspec.available_protocols())))
-            raise DataError(f"{url}: {error} (protocols: {known}, …)") from error
+            raise DataError(f"{self.url}: {public(str(error))} (protocols: {known}, …)") from error
         except Exception as error:  # each protocol has exceptions of its own
-            raise DataError(f"{url}: {error}") from error
+            raise DataError(f"{self.url}: {public(str(error))}") from error
 
     @property
     def identity(self) -> str:
@@ -67,7 +67,7 @@ class RemoteFiles:
         try:
             yield from self._listed()
         except Exception as error:  # each protocol has exceptions of its own
-            raise DataError(f"{self.url}: cannot be listed: {type(error).__name__}: {error}") from error
+            raise DataError(f"{self.url}: cannot be listed: {type(error).__name__}: {public(str(error))}") from error
 
     def _listed(self) -> Iterator[Entry]:
         if self._pattern:
@@ -89,7 +89,7 @@ class RemoteFiles:
                 ):  # not an empty object that stands for a folder
                     yield self._entry(str(info["name"]), info)
         for place, error in troubles:
-            yield Entry(place.encode() + b"/", "", f"the folder cannot be read: {error}")
+            yield Entry(place.encode() + b"/", "", f"the folder cannot be read: {public(str(error))}")
 
     def _entry(self, path: str, info: dict[str, Any]) -> Entry:
         name = path.removeprefix(self._root).lstrip("/") or path.rpartition("/")[2]
@@ -106,7 +106,7 @@ class RemoteFiles:
         except Exception as error:  # each protocol has exceptions of its own
             if self._is_empty(place):  # S3 has no bytes 0 to anything of it to give
                 return b""
-            raise ImageError(f"{shown(name)}: {type(error).__name__}: {error}") from error
+            raise ImageError(f"{shown(name)}: {type(error).__name__}: {public(str(error))}") from error
         if limit is None and len(data) > MAX_BYTES:
             raise ImageError(f"{shown(name)}: larger than {MAX_BYTES >> 20} MiB")
         return data

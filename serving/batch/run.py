@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from serving.batch.assemble import assemble, errors_in, write_part
 from serving.batch.journal import DOCUMENTS, Journal, sync
 from serving.batch.local import LocalRun
-from serving.batch.names import shown
+from serving.batch.names import public, shown
 from serving.batch.plan import Part, Plan
 from serving.batch.progress import Progress
 from serving.batch.report import report
@@ -139,12 +139,12 @@ class BatchRun:
 
     def _plan(self, source: Source, journal: Journal, state: dict[str, Any] | None) -> Plan:
         """The list of files, compared with the one that an unfinished run began with."""
-        self.say(f"listing {shown(os.fsencode(self.settings.source))}")
+        self.say(f"listing {shown(os.fsencode(public(self.settings.source)))}")
         new, old = journal.home / "plan.new.sqlite", journal.home / "plan.sqlite"
         plan = Plan.build(new, source.entries())
         if not len(plan):
             plan.close()
-            raise DataError(f"{self.settings.source} holds no file")
+            raise DataError(f"{public(self.settings.source)} holds no file")
         if state is not None and not state["finished"] and self._changed(plan, old) and self.settings.per_image:
             journal.drop_outputs()
         plan.close()
@@ -214,7 +214,7 @@ class BatchRun:
         except OSError as error:
             raise DataError(f"--data.root {settings.labels} cannot be read: {error.strerror or error}") from error
         if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
-            raise DataError(f"--data.root labels none of the images of {settings.source}; are they its images?")
+            raise DataError(f"--data.root labels none of the images of {public(settings.source)}; are they its images?")
         state = {"identity": identity, "engine": engine, "finished": False}
         journal.save_state(state)
         timing = Timing()
@@ -292,7 +292,7 @@ class BatchRun:
         if not tally.answered and not tally.failed:
             journal.clear()
             told = ", ".join(f"{kind} ({count})" for kind, count in sorted(tally.left_out.items()))
-            raise DataError(f"{settings.source} holds no image; left out: {told}")
+            raise DataError(f"{public(settings.source)} holds no image; left out: {told}")
         about = {"source": source.identity, "options": settings.identity(), "engine": engine}
         summary = summary_of(tally, manifest, about, scorer.scores() if scorer else None)
         journal.put("report.html", report(summary, tally, manifest, source).encode())

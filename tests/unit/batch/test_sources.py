@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -139,6 +142,27 @@ def test_a_source_and_an_output_folder_of_any_bytes(kind, model, tmp_path, capsy
     assert main([str(source), *options]) == 0
     assert "out\\xff" in capsys.readouterr().out
     assert "caf\\xe9" in json.loads((out / "summary.json").read_text())["source"]
+
+
+def test_the_password_of_a_url_is_nowhere_written_down(model, tmp_path, capfd):
+    from pipeline.cli_batch import main
+
+    fill(tmp_path / "in", 2)
+    serves = partial(SimpleHTTPRequestHandler, directory=tmp_path / "in")
+    with ThreadingHTTPServer(("127.0.0.1", 0), serves) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://me:s3cr:t@127.0.0.1:{server.server_port}/"
+        options = ["--model", str(model), "--out", str(tmp_path / "out"), "--engine", "onnxruntime"]
+        try:
+            assert main([f"{url}000.png", *options]) == 0
+            with pytest.raises(DataError) as caught:
+                main([f"{url}nothing.png", *options])
+        finally:
+            server.shutdown()
+    told = (*capfd.readouterr(), str(caught.value))
+    written = [path.read_bytes().decode("latin-1") for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any("s3cr" in text for text in (*told, *written))
+    assert "http://me:***@127.0.0.1" in json.loads((tmp_path / "out" / "summary.json").read_text())["source"]
 
 
 def test_a_url_is_read_through_fsspec(model, tmp_path):
