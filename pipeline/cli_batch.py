@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,6 +155,8 @@ def _scorer(settings: Settings, source: Source, heads: dict[str, HeadSpec]) -> S
     from pipeline.batch_scores import LabelScorer
 
     assert settings.labels is not None
+    if settings.threshold is not None:  # the answers that are scored are those it lets pass
+        heads = {name: replace(head, threshold=settings.threshold) for name, head in heads.items()}
     return LabelScorer(Path(settings.labels), settings.labels_format, source, heads)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -33,9 +34,9 @@ class Writer:
 
 
 def drawable(found: HeadAnswer, threshold: float, shrink: int, size: tuple[int, int]) -> dict[str, Any]:
-    """A head's answer as `draw_answer` takes it, boxes from the threshold on, for a picture shrunk to (width, height)."""
+    """A head's answer as `draw_answer` takes it, from the threshold on, for a picture shrunk to (width, height)."""
     if isinstance(found, LabelAnswer):
-        return {"probabilities": found.probabilities, "labels": found.chosen}
+        return {"probabilities": found.probabilities, "labels": replace(found, threshold=threshold).chosen}
     if isinstance(found, BoxAnswer):
         keep = found.scores >= threshold
         return {"boxes": found.boxes[keep] / shrink, "scores": found.scores[keep], "classes": found.classes[keep]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.batch_scores import LabelScorer
-from pipeline.bundle import read_bundle
+from pipeline.bundle import read_bundle, write_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.export.scoring import EVERYTHING, as_prediction, metrics_for
 from pipeline.records import BoxTarget, ClassTarget, MaskTarget
@@ -97,6 +98,34 @@ def test_scores_are_those_of_the_trainers_metrics(labelled, model, tmp_path):
         for key in compared:
             assert found[head][key] == pytest.approx(figures[key], abs=1e-5), (head, key)
     assert 0.05 < found["things"]["AP50"] < 1
+
+
+def test_labels_of_several_classes_count_from_the_threshold(tmp_path, monkeypatch):
+    from pipeline.cli_batch import main
+    from serving.batch.writers import overlay
+
+    model, root, drawn = known_bundle(tmp_path / "known", heads=("colour",)), tmp_path / "in", []
+    manifest = read_bundle(model).manifest
+    write_manifest(model, replace(manifest, heads={"colour": replace(manifest.heads["colour"], kind="multilabel")}))
+    root.mkdir()
+    for number in range(4):  # of red alone, with probability 0.42: the two others have 0.29
+        cv2.imwrite(str(root / f"{number}.png"), np.full((32, 32, 3), (100, 100, 109.6), np.uint8))
+    (root / "labels.csv").write_text("file,colour\n" + "".join(f"{n}.png,red|\n" for n in range(4)))
+    draw = overlay.draw_answer
+    monkeypatch.setattr(
+        overlay, "draw_answer", lambda *given: (drawn.append(given[1]["colour"]["labels"]), draw(*given))[1]
+    )
+    for number, (options, chosen, accuracy) in enumerate(
+        ((("--threshold", "0.2"), [0, 1, 2], 1 / 3), (("--threshold", "0.4"), [0], 1), ((), [], 2 / 3))
+    ):
+        out = tmp_path / f"out{number}"
+        given = ["--data.root", str(root), "--overlay", "--engine", "onnxruntime", "--workers", "1", *options]
+        assert main([str(root), "--model", str(model), "--out", str(out), *given]) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert sorted(summary["heads"]["colour"]["counts"]) == sorted(("red", "green", "blue")[i] for i in chosen)
+        assert summary["scores"]["colour"]["accuracy"] == pytest.approx(accuracy)
+        assert drawn == [chosen] * 4
+        drawn.clear()
 
 
 def test_a_coco_file_keeps_its_numbers_and_pycocotools_agrees(labelled, model, tmp_path, capsys):
