@@ -56,12 +56,17 @@ class LocalRun:
                 self._feed(part, readers, pool, writer, remote)
                 if self._trouble is not None:
                     break
+            self._end(readers, pool, writer)
         except BaseException as error:  # noqa: BLE001  # raised below
             self._trouble = self._trouble or error
-        for executor in (readers, pool, writer):
-            executor.shutdown(wait=True, cancel_futures=self._trouble is not None)
+            self._end(readers, pool, writer)  # where its user stops it, what waits is not begun any more
         if self._trouble is not None:
             raise self._trouble
+
+    def _end(self, *executors: ThreadPoolExecutor) -> None:
+        """Waits for all that is under way; for what waits only where there is no trouble."""
+        for executor in executors:
+            executor.shutdown(wait=True, cancel_futures=self._trouble is not None)
 
     def _feed(
         self,

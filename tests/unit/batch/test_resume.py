@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,11 @@ import pytest
 
 from pipeline.bundle import read_bundle, write_manifest
 from pipeline.errors import ConfigError, DataError
+from serving.batch.local import LocalRun
+from serving.batch.plan import Item, Part
 from serving.batch.progress import Progress
 from serving.batch.run import exit_code
+from serving.batch.work import Done, Read
 from serving.batch.writers.registry import FORMATS
 from tests.unit.batch.helpers import content, fill, picture, predict
 from tests.unit.bundles import known_bundle
@@ -172,6 +176,33 @@ def test_ctrl_c_is_told_to_be_no_loss(folder, model, unbroken, tmp_path):
     assert "Traceback" not in told
     predict(folder, model, out, part=4, **EVERYTHING)
     assert content(out) == unbroken
+
+
+def test_ctrl_c_at_the_end_begins_nothing_that_still_waits():
+    begun = []
+
+    class Slow:
+        def read(self, items):
+            return Read([None for _ in items], 0.0)
+
+        def process(self, items, contents):
+            begun.extend(items)
+            if len(begun) == 1:
+                time.sleep(0.3)  # until the last batch has been handed over
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.3)
+            return Done()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            LocalRun(Slow(), 1, 1, lambda part, done: None).run(
+                [Part("x", (Item(b"a"), Item(b"b"), Item(b"c")))], False
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    time.sleep(0.7)
+    assert begun == [Item(b"a")]
 
 
 def test_workers_do_not_change_the_answers(folder, model, unbroken, tmp_path):
