@@ -11,6 +11,10 @@ from serving.batch.rows import Failure
 NOT_AN_IMAGE = Failure("neither its name nor its first bytes are an image's", "not an image", skipped=True)
 
 
+class StoppedError(Exception):
+    """The run ends before an image was answered; nothing is told of it."""
+
+
 def failure_of(name: bytes, error: TrifocalError) -> Failure:
     """An error as a Failure: its message without the file's name."""
     reason = str(error).removeprefix(f"{shown(name)}: ")

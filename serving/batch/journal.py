@@ -84,11 +84,13 @@ class Journal:
     def state(self) -> dict[str, Any] | None:
         """What `run.json` holds; None for a fresh folder."""
         try:
-            found: dict[str, Any] = json.loads((self.home / "run.json").read_text())
+            found = json.loads((self.home / "run.json").read_text())
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise ConfigError(f"{self.out}: {FOLDER}/run.json is broken; start anew with --restart") from error
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not {"identity", "engine", "finished"} <= found.keys():
+            raise ConfigError(f"{self.out}: {FOLDER}/run.json is broken; start anew with --restart")
         return found
 
     def save_state(self, state: dict[str, Any]) -> None:

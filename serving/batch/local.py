@@ -59,6 +59,7 @@ class LocalRun:
             self._end(readers, pool, writer)
         except BaseException as error:  # noqa: BLE001  # raised below
             self._trouble = self._trouble or error
+            self._worker.stop()
             self._end(readers, pool, writer)  # where its user stops it, what waits is not begun any more
         if self._trouble is not None:
             raise self._trouble
@@ -121,4 +122,5 @@ class LocalRun:
 
     def _stop(self, error: BaseException) -> None:
         self._trouble = self._trouble or error
+        self._worker.stop()
         self._unwritten.release()

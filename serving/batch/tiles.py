@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.answers import Answer, BoxAnswer, HeadAnswer, LabelAnswer, MaskAnswer
+from serving.batch.failures import StoppedError
 from serving.batch.merge import merge_tiles
 from serving.batch.regions import Regions, open_regions
 from serving.batch.settings import Settings
@@ -53,15 +55,16 @@ class Tiles:
     """Each picture in overlapping tiles, every one as the network would see a picture of its own.
 
     Image labels are averaged over the tiles (the highest counts where several classes may hold), masks meet in the middle
-    of each overlap, boxes that two tiles saw become one.
+    of each overlap, boxes that two tiles saw become one. A picture may have thousands: where `stopped` is set between two
+    of their batches, StoppedError is raised.
     """
 
     opens_files = True
 
-    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, settings: Settings, stopped: threading.Event) -> None:
         self.predictor, self.options, self.batch = predictor, settings.options, settings.batch
         self._tile, self._overlap = settings.tile, settings.overlap
-        self._folder = settings.out / ".batch" / "tmp"
+        self._folder, self._stopped = settings.out / ".batch" / "tmp", stopped
 
     def prepare(self, content: bytes | None, name: str, path: Path | None) -> Pieces:
         """Opened and divided; raises ImageError."""
@@ -75,6 +78,8 @@ class Tiles:
     def _answer(self, view: Pieces) -> Answer:
         merging = _Merging(view, self._folder)
         for at in range(0, len(view.tiles), self.batch):
+            if self._stopped.is_set():
+                raise StoppedError
             tiles = view.tiles[at : at + self.batch]
             ready: list[Prepared] = [self.predictor.letterbox(view.regions.crop(*tile)) for tile in tiles]
             outputs = self.predictor.infer(np.stack([piece.pixels for piece in ready]))

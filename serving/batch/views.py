@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,10 +69,10 @@ def check_ten_crop(heads: Mapping[str, HeadSpec]) -> None:
         raise ConfigError("--tta ten-crop averages image labels, and none is wanted; take --tta flip for the others")
 
 
-def views_of(predictor: Predictor, settings: Settings) -> Views:
-    """The views that the settings ask for."""
+def views_of(predictor: Predictor, settings: Settings, stopped: threading.Event) -> Views:
+    """The views that the settings ask for; `stopped` ends those of many tiles early."""
     if settings.tile:
-        return Tiles(mirrored(predictor) if settings.tta == "flip" else predictor, settings)
+        return Tiles(mirrored(predictor) if settings.tta == "flip" else predictor, settings, stopped)
     return untiled(predictor, settings.options, settings.tta)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Protocol
 
 from pipeline.errors import EngineError, ImageError
 from serving.answers import Answer
-from serving.batch.failures import NOT_AN_IMAGE, failure_of, kind_of
+from serving.batch.failures import NOT_AN_IMAGE, StoppedError, failure_of, kind_of
 from serving.batch.kinds import HEAD, has_image_ending, looks_like_image
 from serving.batch.names import raw, shown
 from serving.batch.picture import Picture
@@ -114,7 +115,8 @@ class Worker:
         self._told = told
         self.predictor, self.source, self.settings, self.journal = predictor, source, settings, journal
         self._writers = image_writers(Context(settings, predictor.bundle.manifest))
-        self._views = views_of(predictor, settings)
+        self._stopped = threading.Event()
+        self._views = views_of(predictor, settings, self._stopped)
 
     def read(self, items: Sequence[Item]) -> Read:
         """The bytes of a few items, ahead of `process`."""
@@ -122,12 +124,18 @@ class Worker:
         contents = [read_item(self.source, item, READ_AHEAD) for item in items]
         return Read(contents, time.perf_counter() - started)
 
+    def stop(self) -> None:
+        """Ends `process` as soon as can be, which raises StoppedError; for another thread."""
+        self._stopped.set()
+
     def process(self, items: Sequence[Item], contents: Sequence[Content]) -> Done:
         """Results of a few items whose bytes were perhaps read already."""
         done = Done()
         # Pictures that are opened whole stay one at a time: a few of them would fill the memory.
         step = 1 if self._views.opens_files else len(items)
         for at in range(0, len(items), step):
+            if self._stopped.is_set():
+                raise StoppedError
             self._batch(items[at : at + step], contents[at : at + step], done)
         self._told(len(items), sum(r.failure is not None and not r.failure.skipped for r in done.results))
         return done

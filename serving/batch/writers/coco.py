@@ -1,6 +1,7 @@
 """`--format coco`: coco/HEAD.json for each head of boxes or masks, ready for pycocotools, and coco/images.json.
 
-images.json tells which number is which image and category. Where the labels are a COCO JSON file, its numbers are used.
+images.json tells which number is which image and category; a head of that name has images_.json. Where the labels are a
+COCO JSON file, its numbers are used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Writer:
     def writing(self, journal: Journal) -> Iterator[Add]:
         """See RunWriter."""
         with ExitStack() as stack:
-            lists = {name: _List(stack, journal, f"coco/{one_part(name)}.json", "[", "]") for name in self._heads}
+            lists = {name: _List(stack, journal, _file(name), "[", "]") for name in self._heads}
             tail = json.dumps(self._categories(), ensure_ascii=False)
             images = _List(stack, journal, "coco/images.json", '{"images":[', f'],"categories":{tail}}}')
 
@@ -75,6 +76,11 @@ class Writer:
             rle = {"size": [row.height, row.width], "counts": counts}
             category = self._category(row.head, index)
             yield {"image_id": image, "category_id": category, "segmentation": rle, "score": 1.0}
+
+
+def _file(head: str) -> str:
+    part = one_part(head)
+    return f"coco/{part}_.json" if part == "images" else f"coco/{part}.json"
 
 
 class _List:

@@ -179,11 +179,14 @@ def test_ctrl_c_is_told_to_be_no_loss(folder, model, unbroken, tmp_path):
 
 
 def test_ctrl_c_at_the_end_begins_nothing_that_still_waits():
-    begun = []
+    begun, told = [], []
 
     class Slow:
         def read(self, items):
             return Read([None for _ in items], 0.0)
+
+        def stop(self):
+            told.append(len(begun))
 
         def process(self, items, contents):
             begun.extend(items)
@@ -203,6 +206,16 @@ def test_ctrl_c_at_the_end_begins_nothing_that_still_waits():
         signal.signal(signal.SIGINT, before)
     time.sleep(0.7)
     assert begun == [Item(b"a")]
+    assert told[0] == 1  # at once, not when the batch under way had ended
+
+
+def test_an_emptied_state_is_one_line(folder, model, tmp_path):
+    out = tmp_path / "out"
+    predict(folder, model, out, part=4)
+    (out / ".batch" / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"run.json is broken; start anew with --restart"):
+        predict(folder, model, out, part=4)
+    predict(folder, model, out, part=4, restart=True)
 
 
 def test_workers_do_not_change_the_answers(folder, model, unbroken, tmp_path):

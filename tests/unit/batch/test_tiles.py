@@ -18,12 +18,17 @@ from pipeline.errors import ConfigError
 from pipeline.imaging import decode
 from pipeline.imaging.runs import MaskRuns
 from serving.answers import BoxAnswer, LabelAnswer
+from serving.batch.failures import StoppedError
 from serving.batch.merge import average_boxes, merge_tiles, overlaps
 from serving.batch.picture import Picture
+from serving.batch.plan import Item
 from serving.batch.regions import InMemory, on_disk, thumbnail
+from serving.batch.sources import LocalFiles
 from serving.batch.tiles import cut, empty_mask, merge_labels, starts
 from serving.batch.tta import MirroredEngine
-from tests.unit.batch.helpers import content, predict
+from serving.batch.work import Worker, read_item
+from serving.predictor import Predictor
+from tests.unit.batch.helpers import content, predict, settings_for
 from tests.unit.bundles import HEADS, known_bundle
 
 
@@ -126,6 +131,28 @@ def test_masks_and_labels_of_tiles_are_those_of_every_pixel(folder, model, tmp_p
     powers = np.exp(means - means.max(1, keepdims=True))
     wanted = (powers / powers.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(rows["large.png", "colour"]["probabilities"], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("tile", [32, 0])
+def test_a_picture_of_many_tiles_can_be_stopped_within(folder, model, tmp_path, monkeypatch, tile):
+    """Otherwise Ctrl-C would wait for thousands of them."""
+    calls = []
+    predictor = Predictor.load(model, "onnxruntime", threads=1)
+    wanted = settings_for(folder, model, tmp_path / "out", tile=tile, overlap=0.8, batch=4)
+    worker = Worker(predictor, LocalFiles(folder, wanted.out), wanted, SimpleNamespace())
+    real = predictor.engine.infer
+
+    def infer(batch):
+        calls.append(len(batch))
+        worker.stop()
+        return real(batch)
+
+    monkeypatch.setattr(predictor.engine, "infer", infer)
+    items = [Item(b"large.png"), Item(b"small.png")]
+    with pytest.raises(StoppedError):
+        for item in items:
+            worker.process([item], [read_item(worker.source, item)])
+    assert calls == [4 if tile else 1]
 
 
 def test_a_picture_smaller_than_a_tile_is_answered_as_ever(folder, model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,9 +15,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from pipeline.bundle import read_bundle
 from pipeline.errors import ConfigError
+from serving.batch.journal import Journal
+from serving.batch.writers.base import Context
+from serving.batch.writers.coco import Writer
 from serving.batch.writers.registry import FORMATS
-from tests.unit.batch.helpers import predict
+from tests.unit.batch.helpers import predict, settings_for
 from tests.unit.bundles import known_bundle
 
 RED, BLUE = (0, 0, 255), (255, 0, 0)  # BGR
@@ -40,6 +45,19 @@ def out(model, tmp_path_factory):
     (place / "in" / "bad.png").write_bytes(b"")
     predict(place / "in", model, place / "out", formats=FORMATS, overlay=True, crops=True)
     return place / "out"
+
+
+def test_a_head_named_images_has_a_coco_file_of_its_own(tmp_path):
+    bundle = read_bundle(known_bundle(tmp_path / "known"))
+    heads = {"images" if name == "things" else name: head for name, head in bundle.manifest.heads.items()}
+    manifest = replace(bundle.manifest, heads=heads)
+    settings = settings_for(tmp_path, bundle.path, tmp_path / "out")
+    with Writer(Context(settings, manifest)).writing(Journal(tmp_path / "out")):
+        pass
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "coco").iterdir()}
+    assert found.keys() == {"ground.json", "images.json", "images_.json"}
+    assert found["images_.json"] == []
+    assert {each["supercategory"] for each in found["images.json"]["categories"]} == {"images", "ground"}
 
 
 def test_coco_results_go_straight_into_pycocotools(out, tmp_path, capsys):
