@@ -33,7 +33,7 @@ def raw_differences(
     for size in BATCHES:
         batch = np.ascontiguousarray(images[:size])
         found = differences(eager_outputs(graph, batch), engine.infer(batch), heads)
-        worst = {name: max(worst.get(name, 0.0), value) for name, value in found.items()}
+        worst = {name: float(np.maximum(worst.get(name, 0.0), value)) for name, value in found.items()}  # keeps NaN
     return worst
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import threading
@@ -17,7 +18,7 @@ from pipeline.errors import BundleError, EngineError
 from serving.engines import choose as choosing
 from serving.engines import registry
 from serving.engines.base import grey
-from serving.engines.compare import TOLERANCES, differences, raw_failures, selftest
+from serving.engines.compare import TOLERANCES, differences, raw_failures, read_selftest, selftest
 from tests.unit.bundles import HEADS, known_bundle
 
 LOCAL = [spec for spec in ("onnxruntime:fp32", "openvino:fp32") if importlib.util.find_spec(spec.partition(":")[0])]
@@ -159,11 +160,24 @@ def test_differences_find_what_differs():
     mask[0, :16] ^= 1
     assert changed(ground__mask=mask)["ground.mask"] == 0.25
     assert changed(colour__probabilities=wanted["colour.probabilities"][:1])["colour.probabilities"] == np.inf
+    assert changed(things__boxes=boxes[:, :2])["things.boxes"] == np.inf
+    assert changed(things__scores=wanted["things.scores"][:, :3])["things.scores"] == np.inf
     # Two rows of almost one score may change places without being another answer.
     close = {**wanted, "things.scores": np.tile(np.asarray([0.9, 0.600001, 0.6, 0.1], np.float32), (2, 1))}
     swapped = {k: v[:, [0, 2, 1, 3]] if k.startswith("things") else v for k, v in close.items()}
     swapped["things.scores"] = close["things.scores"]
     assert differences(close, swapped, HEADS)["things.boxes"] == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("output", ["colour.probabilities", "things.boxes", "things.scores", "ground.probabilities"])
+def test_an_answer_that_is_not_a_number_passes_at_no_tolerance(bundle, output, precision):
+    wanted = registry.load_engine(bundle, "onnxruntime").infer(grey(2, (32, 32)))
+    broken = wanted[output].copy()
+    broken[1, 0] = np.nan
+    found = differences(wanted, {**wanted, output: broken}, HEADS)
+    (line,) = raw_failures(found, TOLERANCES[precision], 32)
+    assert line.startswith(f"{output} differs by nan")
 
 
 def test_the_selftest_tells_a_wrong_engine(bundle):
@@ -278,3 +292,21 @@ def test_the_cache_is_plain_json(bundle, tmp_path):
     choosing.choose(bundle, cache=cache, seconds=0)
     ((_, entry),) = json.loads(cache.read_text()).items()
     assert entry["spec"] in entry["milliseconds"]
+
+
+def test_a_selftest_that_cannot_be_used_is_one_line(bundle):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    answers = registry.load_engine(bundle, "onnxruntime").infer(images)
+    for other, found in ((images[:0], answers), (images[0], answers), (images * 1.0, answers), (images, {"a": "b"})):
+        with pytest.raises(BundleError, match=r"selftest.npz is no self-test"):
+            selftest(with_selftest(bundle, other, found), registry.load_engine(bundle, "onnxruntime"))
+    whole = with_selftest(bundle, images, answers)
+    data = bytearray((whole.path / "selftest.npz").read_bytes())
+    for at in range(0, len(data), 7):
+        spoilt = data.copy()
+        spoilt[at : at + 9] = bytes(9)
+        (whole.path / "selftest.npz").write_bytes(spoilt)
+        files = {**whole.manifest.files, "selftest.npz": describe_file(whole.path / "selftest.npz", "selftest")}
+        write_manifest(whole.path, replace(whole.manifest, files=files))
+        with contextlib.suppress(BundleError):
+            read_selftest(read_bundle(whole.path))

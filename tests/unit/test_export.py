@@ -112,6 +112,21 @@ def test_every_engine_answers_as_eager_pytorch_at_batches_1_2_5(exported, images
             assert raw_failures(found, TOLERANCES["fp32"], 64) == [], spec
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+def test_an_engine_that_answers_no_number_at_one_batch_size_fails(exported, images, batch):
+    graph, _ = exported
+
+    class Broken:
+        def infer(self, pixels):
+            answers = eager_outputs(graph, pixels)
+            answers["scene.probabilities"][:, 0] *= np.nan if len(pixels) == batch else 1
+            return answers
+
+    found = raw_differences(graph, Broken(), images, graph.specs())
+    (line,) = raw_failures(found, TOLERANCES["int8"], 64)
+    assert line.startswith("scene.probabilities differs by nan")
+
+
 def test_boxes_are_compared_not_skipped(exported, images):
     graph, _ = exported
     wanted = eager_outputs(graph, images)
