@@ -27,6 +27,7 @@ from typing import Any
 
 from pipeline.errors import BundleError, DataError
 from pipeline.labels import LabelSpace
+from pipeline.manifest_shape import misfit
 
 SCHEMA = 1
 """Raised when a reader of the former schema would misread the folder."""
@@ -178,14 +179,17 @@ def read_bundle(path: Path) -> Bundle:
         manifest = manifest_from(plain)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"bundle {path}: {MANIFEST} is incomplete ({error!r}); export it again") from error
-    for name, head in manifest.heads.items():
-        if head.kind not in COLUMNS:
-            raise BundleError(
-                f"bundle {path}: head {name!r} is of unknown kind {head.kind!r}; known: {', '.join(COLUMNS)}; update trifocal"
-            )
-    nonsense = _nonsense(manifest)
+    nonsense = misfit(plain)
+    if nonsense is None:
+        for name, head in manifest.heads.items():
+            if head.kind not in COLUMNS:
+                raise BundleError(
+                    f"bundle {path}: head {name!r} is of unknown kind {head.kind!r}; known: {', '.join(COLUMNS)}; update trifocal"
+                )
+        nonsense = _nonsense(manifest)
     if nonsense is not None:
-        raise BundleError(f"bundle {path}: {MANIFEST} makes no sense: {nonsense}; export or copy it again")
+        told = " ".join(nonsense.split())
+        raise BundleError(f"bundle {path}: {MANIFEST} makes no sense: {told}; export or copy it again")
     for name, spec in manifest.files.items():
         _require_file(path, name, spec)
     return Bundle(path, manifest)
@@ -231,7 +235,7 @@ def _nonsense(manifest: Manifest) -> str | None:
 
 
 def _between(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, int) and least <= value <= most
+    return type(value) is int and least <= value <= most
 
 
 def manifest_from(plain: dict[str, Any]) -> Manifest:

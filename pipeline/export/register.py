@@ -27,7 +27,7 @@ def figures(bundle: Bundle) -> dict[str, float]:
     out: dict[str, float] = {}
     for spec, check in bundle.manifest.checks.items():
         engine = clean(f"export/{spec.replace(':', '-')}")
-        for head, metrics in check["metrics"].items():
+        for head, metrics in check.get("metrics", {}).items():
             out |= {
                 clean(f"{engine}/{head}/{name}"): v for name, v in metrics.items() if v is not None and "/" not in name
             }

@@ -38,7 +38,7 @@ def describe_bundle(bundle: Bundle) -> str:
         f"         code {origin.get('code', {}).get('code.commit', 'unknown')[:12]}, opset {manifest.opset}",
     ]
     for split, facts in origin.get("data", {}).items():
-        lines.append(f"data     {split}: {facts['images']} images, digest {facts['sha256'][:12]}")
+        lines.append(f"data     {split}: {facts.get('images', '?')} images, digest {facts.get('sha256', '?')[:12]}")
     return "\n".join([*lines, "", *_files(bundle), "", *_engines(bundle), ""])
 
 
@@ -56,7 +56,7 @@ def _engines(bundle: Bundle) -> list[str]:
     notes = []
     for spec, check in bundle.manifest.checks.items():
         passed = "reference" if "passed" not in check else "passed" if check["passed"] else "FAILED"
-        figures = [_figure(check["metrics"].get(n, {}).get(MAIN[h.kind])) for n, h in heads.items()]
+        figures = [_figure(check.get("metrics", {}).get(n, {}).get(MAIN[h.kind])) for n, h in heads.items()]
         speed = check.get("milliseconds")
         rows.append([spec, passed, _raw(check), *figures, f"{1000 / speed:.0f}" if speed else "-"])
         notes += [f"{spec}: {line}" for line in check.get("failures", [])]

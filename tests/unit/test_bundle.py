@@ -16,6 +16,8 @@ from onnx import TensorProto, helper
 
 from pipeline.bundle import describe_file, finish, read_bundle, write_manifest, writing
 from pipeline.errors import BundleError, EngineError
+from pipeline.export.register import figures
+from pipeline.export.table import describe_bundle
 from serving.engines.registry import load_engine
 from tests.unit.bundles import HEADS, known_bundle, known_graph
 
@@ -101,6 +103,16 @@ def test_a_missing_folder_or_manifest(bundle, tmp_path):
         (lambda plain: plain["heads"]["ground"].update(outputs=["sky.mask"]), r"head 'ground' \(mask\) answers sky.mask"),
         (lambda plain: plain["input"].update(height="32"), "an input of '32' x 32"),
         (lambda plain: plain["input"].update(width=0), "an input of 32 x 0"),
+        (lambda plain: plain["input"].update(width=True), "an input of 32 x True"),
+        (lambda plain: plain["input"].update(name=["images"]), r"makes no sense: input.name is \['images'\]"),
+        (lambda plain: plain["heads"]["colour"].update(kind=[]), r"makes no sense: heads.colour.kind is \[\]"),
+        (lambda plain: plain["heads"]["colour"].update(outputs=["a\nb"]), r"head 'colour' \(classes\) answers a b;"),
+        (lambda plain: plain["files"]["model.onnx"].update(bytes="a\nb"), r"files.model.onnx.bytes is 'a\\nb'"),
+        (lambda plain: plain.update(provenance=["run"]), r"makes no sense: provenance is \['run'\]"),
+        (lambda plain: plain.update(provenance={"data": {"train": 3}}), "makes no sense: provenance.data.train is 3"),
+        (lambda plain: plain.update(checks="passed"), "makes no sense: checks is 'passed'"),
+        (lambda plain: plain.update(checks={"eager": {"metrics": {"colour": {"F1": "1"}}}}), "colour.F1 is '1'"),
+        (lambda plain: plain.update(checks={"eager": {"failures": [None]}}), "checks.eager.failures.0 is None"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_cannot_be_used_is_one_line(bundle, change, message):
@@ -108,6 +120,13 @@ def test_a_manifest_that_cannot_be_used_is_one_line(bundle, change, message):
     with pytest.raises(BundleError, match=message) as told:
         read_bundle(bundle)
     assert "\n" not in str(told.value)
+
+
+def test_a_manifest_that_tells_little_is_described_all_the_same(bundle):
+    edit(bundle, lambda plain: plain.update(provenance={"data": {"val": {}}}, checks={"eager": {}}))
+    found = read_bundle(bundle)
+    assert "val: ? images" in describe_bundle(found)
+    assert figures(found) == {}
 
 
 def test_keys_of_a_later_version_of_the_same_schema_are_left_out(bundle):
