@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.errors import EngineError, nearest
-from serving.engines.base import Engine
+from serving.engines.base import Engine, first_line
 
 ENGINES = ("onnxruntime", "openvino", "torchscript")
 """Names of the engines; each is a module of this package with NAME, VARIANTS, INSTALL, `available`, `file_of` and `load`."""
@@ -49,11 +49,27 @@ def load_engine(bundle: Bundle, spec: str, threads: int | None = None, streams: 
     """
     name, variant = split_spec(spec)
     module = engine_module(name)
-    reason = module.available(variant)
+    reason = _unavailable(module, variant)
     if reason is not None:
         raise EngineError(f"engine {name}:{variant}: {reason}")
-    engine: Engine = module.load(bundle, variant, threads or max(1, usable_cores() // streams), streams)
+    try:
+        engine: Engine = module.load(bundle, variant, threads or max(1, usable_cores() // streams), streams)
+    except (ImportError, OSError) as error:
+        raise EngineError(f"engine {name}:{variant}: {_broken(module, error)}") from error
     return engine
+
+
+def _unavailable(module: Any, variant: str) -> str | None:
+    """Why an engine's variant cannot run here, as the engine says; also where its package is there but broken."""
+    try:
+        reason: str | None = module.available(variant)
+    except (ImportError, OSError) as error:
+        return _broken(module, error)
+    return reason
+
+
+def _broken(module: Any, error: Exception) -> str:
+    return f"its package is installed but cannot be imported ({first_line(error)}): {module.INSTALL}"
 
 
 def usable_specs(bundle: Bundle) -> list[str]:
@@ -61,7 +77,9 @@ def usable_specs(bundle: Bundle) -> list[str]:
     found = []
     for name in ENGINES:
         module = engine_module(name)
-        found += [f"{name}:{v}" for v in module.VARIANTS if module.file_of(bundle, v) and module.available(v) is None]
+        found += [
+            f"{name}:{v}" for v in module.VARIANTS if module.file_of(bundle, v) and _unavailable(module, v) is None
+        ]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,21 @@ def test_engines_that_cannot_run_say_what_to_do(bundle, monkeypatch):
     with pytest.raises(EngineError, match=r"openvino is not installed: pip install 'trifocal\[openvino\]'"):
         registry.load_engine(bundle, "openvino")
     assert registry.usable_specs(bundle) == []
+
+
+def test_a_broken_package_is_told_and_auto_does_without_it(bundle, tmp_path, monkeypatch):
+    """As where a system lacks a library that the package's own ones need."""
+    packages = tmp_path / "packages" / "openvino"
+    packages.mkdir(parents=True)
+    (packages / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(packages.parent)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(EngineError, match=r"openvino:fp32: .* cannot be imported \(libtbb.*\): pip install 'trifocal"):
+        registry.load_engine(bundle, "openvino")
+    choice, _ = choosing.choose(bundle, cache=tmp_path / "engines.json", seconds=0)
+    assert choice.spec == "onnxruntime:fp32"
+    assert "libtbb" in choice.left_out["openvino:fp32"]
 
 
 def test_differences_find_what_differs():
