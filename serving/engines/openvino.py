@@ -61,7 +61,11 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32" if variant == "fp32" or not _computes_in_bf16() else "bf16",
         }
         try:
-            self._compiled = core.compile_model(self._read(core, bundle, name), "CPU", settings)
+            model = self._read(core, bundle, name)
+            if variant == "int8" and bundle.manifest.input.dynamic_size:
+                # Its int8 answers wrongly wherever height and width are open, also at the trained size.
+                model.reshape([-1, *bundle.manifest.input.size, 3])
+            self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"{bundle.path / name}: OpenVINO cannot load it: {first_line(error)}") from error
         ports = (self._compiled.inputs, self._compiled.outputs)
