@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def choose(
     key = machine_key(bundle, threads, streams)
     known = _recall(cache, key)
     if known is not None and known.spec in usable_specs(bundle):
-        return known, load_engine(bundle, known.spec, threads, streams)
+        with suppress(EngineError):  # it no longer runs here: the others are measured anew
+            return known, load_engine(bundle, known.spec, threads, streams)
     figures: dict[str, float] = {}
     left: dict[str, str] = {}
     for spec in usable_specs(bundle):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -176,8 +176,12 @@ def test_a_broken_package_is_told_and_auto_does_without_it(bundle, tmp_path, mon
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(EngineError, match=r"openvino:fp32: .* cannot be imported \(libtbb.*\): pip install 'trifocal"):
         registry.load_engine(bundle, "openvino")
-    choice, _ = choosing.choose(bundle, cache=tmp_path / "engines.json", seconds=0)
+    cache = tmp_path / "engines.json"
+    earlier = choosing.Choice("openvino:fp32", {"openvino:fp32": 1.0})
+    cache.write_text(json.dumps({choosing.machine_key(bundle, None, 1): asdict(earlier)}))
+    choice, _ = choosing.choose(bundle, cache=cache, seconds=0)
     assert choice.spec == "onnxruntime:fp32"
+    assert not choice.cached
     assert "libtbb" in choice.left_out["openvino:fp32"]
 
 
