@@ -49,6 +49,8 @@ def load_trained(path: Path) -> Trained:
     except Exception as error:  # a reader of damaged files fails in any way it likes
         reason = "it holds code, which is not run" if isinstance(error, pickle.UnpicklingError) else str(error)
         reason = (reason.strip() or "it ends too early").splitlines()[0].split(". ")[0].removesuffix(".")
+        if not isinstance(error, OSError) and path.stat().st_size and not _looks_saved(path):
+            reason = "it is no file of PyTorch"
         raise CheckpointError(
             f"checkpoint {path} cannot be read: {reason[:200]}; copy it again, or take another"
         ) from error
@@ -74,6 +76,12 @@ def load_trained(path: Path) -> Trained:
     module.eval().requires_grad_(False)
     data = content.get("VisionData")
     return Trained(module, data, content.get("mlflow_run_id"), settings, int(content.get("epoch", 0)))
+
+
+def _looks_saved(path: Path) -> bool:
+    """Whether a file begins as torch.save's do: as a zip archive, or a pickle."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _module_class(name: str, path: Path) -> type[VisionModule]:

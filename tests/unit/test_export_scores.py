@@ -136,6 +136,10 @@ def test_checkpoints_that_hold_code_or_settings_of_another_version(tmp_path):
     (tmp_path / "empty.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"empty.ckpt cannot be read: it ends too early"):
         load_trained(tmp_path / "empty.ckpt")
+    for data in (b"root:x:0:0\n", b"\x08\x0a\x12\x07pytorch", b"version https://git-lfs.github.com/spec/v1\n"):
+        (tmp_path / "other.ckpt").write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"other.ckpt cannot be read: it is no file of PyTorch; copy it"):
+            load_trained(tmp_path / "other.ckpt")
     module = MultiTaskModule("light", spaces={"colour": HEADS["colour"].space.to_dict()})
     content = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(content)
