@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.problems import MEDIA_TYPE, Problem
+
 MAX_HEADER_BYTES = 65_536
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -46,6 +51,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_at_most(self.header_timeout_s if self._in_head else self.body_timeout_s)
         if self._in_head:
+            data = _without_upgrade(data)
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
@@ -70,6 +76,14 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so as all errors are told."""
+        body = Problem("bad-request", msg).encode()
+        parts = [STATUS_LINE[400], *(part for pair in self.server_state.default_headers for part in _line(*pair))]
+        parts += _line(b"content-type", MEDIA_TYPE.encode()) + _line(b"content-length", b"%d" % len(body))
+        self.transport.write(b"".join((*parts, *_line(b"connection", b"close"), b"\r\n", body)))
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is expected."""
         self._came()
@@ -90,9 +104,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._leaving = not cycle.keep_alive or response.headers.get("connection") == "close"
         parts = [STATUS_LINE[response.status_code]]
         for name, value in (*self.server_state.default_headers, *response.raw_headers):
-            parts += (name, b": ", value, b"\r\n")
+            parts += _line(name, value)
         if not cycle.keep_alive and "connection" not in response.headers:
-            parts.append(b"connection: close\r\n")
+            parts += _line(b"connection", b"close")
         parts += (b"\r\n", b"" if cycle.scope["method"] == "HEAD" else bytes(response.body))
         self.transport.write(b"".join(parts))
         cycle.response_started = cycle.response_complete = True
@@ -109,3 +123,15 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _line(name: bytes, value: bytes) -> tuple[bytes, ...]:
+    """A header's line."""
+    return name, b": ", value, b"\r\n"
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """A head without its offer to speak another protocol: Java's client makes one, and the parser would read no body."""
+    end = data.find(b"\r\n\r\n")
+    offer = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
+    return data if offer is None else data[: offer.start()] + b"\r\nx-not-taken:" + data[offer.end() :]

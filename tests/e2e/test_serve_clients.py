@@ -1,0 +1,42 @@
+"""Clients as other languages and tools have them: what they offer, how they probe, how they repeat themselves."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tests.e2e.services import picture
+
+
+def connect(service, data: bytes) -> bytes:
+    """Sends raw bytes of a last request and reads until the other side closes."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(data)
+        found = b""
+        while part := raw.recv(65_536):
+            found += part
+        return found
+
+
+@pytest.mark.parametrize("offer", ["Upgrade: h2c", "UPGRADE:websocket"])
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(service, offer):
+    # As Java's own client sends every first request.
+    data = picture()
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
+        f"{offer}\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    answer = connect(service, head.encode() + data)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b'"labels":["red"]' in answer
+    assert "upgrade" not in service.text.lower()
+
+
+def test_what_is_no_http_gets_a_problem_document(service):
+    head, _, body = connect(service, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in head
+    assert f"content-length: {len(body)}".encode() in head
+    assert b'"remedy"' in body
