@@ -55,9 +55,11 @@ class Envelope:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        with self._service.traces.request(scope):
-            await self._answer(scope, receive, send)
-        self._count(scope, state.get("status", 0), time.perf_counter() - begun)
+        # A HEAD is answered as a GET; the server, which keeps the scope as it came, leaves the body out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        with self._service.traces.request(inner):
+            await self._answer(inner, receive, send)
+        self._count({**inner, "method": scope["method"]}, state.get("status", 0), time.perf_counter() - begun)
 
     def turn_away(self, scope: MutableMapping[str, Any]) -> Response | None:
         """Key, quota and room, by the head alone: the refusal, counted; None where the request is let in.

@@ -34,6 +34,25 @@ def test_a_client_that_offers_another_protocol_is_answered_in_this_one(service, 
     assert "upgrade" not in service.text.lower()
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/healthz", "/readyz", "/model", "/page/page.js", "/v2/models/known", "/nowhere"]
+)
+def test_head_tells_what_get_would(service, path):
+    got, told = service.client.get(path), service.client.head(path)
+    assert told.status_code == got.status_code
+    assert told.headers["content-type"] == got.headers["content-type"]
+    assert told.headers["content-length"] == str(len(got.content))
+    assert told.content == b""
+
+
+def test_a_head_counts_under_its_route_and_takes_no_post(service):
+    counted = 'trifocal_requests_total{method="HEAD",route="/docs",status="200"}'
+    before = service.metric(counted)
+    assert service.client.head("/docs").status_code == 200
+    assert service.metric(counted) == before + 1
+    assert service.client.head("/predict").headers["allow"] == "POST"
+
+
 def test_what_is_no_http_gets_a_problem_document(service):
     head, _, body = connect(service, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
