@@ -27,7 +27,7 @@ class Form:
     """The pictures and the plain fields of a request."""
 
     uploads: list[Upload]
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: list[tuple[str, str]] = field(default_factory=list)
 
 
 def require_plain(request: Request) -> None:
@@ -88,7 +88,7 @@ class _Collector:
 
     def __init__(self, max_images: int) -> None:
         self.uploads: list[Upload] = []
-        self.fields: dict[str, str] = {}
+        self.fields: list[tuple[str, str]] = []
         self.ended = False
         self._max_images = max_images
         self._headers: dict[bytes, bytes] = {}
@@ -130,7 +130,7 @@ class _Collector:
             told = options[b"filename"].decode("utf-8", "replace")[-200:]
             self.uploads.append(Upload(told or name or "image", data))
         else:
-            self.fields[name] = data.decode("utf-8", "replace")
+            self.fields.append((name, data.decode("utf-8", "replace")))
 
     def _end(self) -> None:
         self.ended = True

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -89,10 +89,13 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 
 def _options(request: Request, form: Form, model: Deployment) -> tuple[PredictOptions, str | None]:
     """The request's options, and the annotated picture's media type where one is wanted; raises Problem."""
-    given: Mapping[str, str] = {**form.fields, **request.query_params}
-    for name in given:
+    given: dict[str, str] = {}
+    for name, value in (*form.fields, *request.query_params.multi_items()):
         if name not in _OPTIONS:
             raise Problem("unknown-option", f"unknown option {name[:40]!r}{nearest(name, _OPTIONS)}")
+        if name in given:
+            raise Problem("bad-request", f"{name} is given twice; give it once, several heads by comma")
+        given[name] = value
     heads = tuple(part.strip() for part in given["heads"].split(",")) if given.get("heads") else None
     for head in heads or ():
         if head not in model.manifest.heads:

@@ -59,3 +59,13 @@ def test_what_is_no_http_gets_a_problem_document(service):
     assert b"content-type: application/problem+json" in head
     assert f"content-length: {len(body)}".encode() in head
     assert b'"remedy"' in body
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [("?heads=colour&heads=things", {}), ("?masks=png", {"masks": "none"}), ("", {"threshold": ["0.1", "0.2"]})],
+)
+def test_an_option_given_twice_is_refused(service, query, fields):
+    answer = service.client.post(f"/predict{query}", files={"image": ("a.png", picture())}, data=fields)
+    assert answer.status_code == 400
+    assert "given twice" in answer.json()["detail"]
