@@ -108,9 +108,15 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the trace where there is one."""
-        fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
+        fields = " ".join(f"{key}={_word(value)}" for key, value in getattr(record, "fields", {}).items())
         line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _word(value: object) -> str:
+    """A value as one word: a path that strangers chose can neither begin a line nor look like another field."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else repr(text)
 
 
 def set_up_logs(log_format: str, level: int = logging.INFO) -> None:

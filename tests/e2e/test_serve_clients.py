@@ -69,3 +69,11 @@ def test_an_option_given_twice_is_refused(service, query, fields):
     answer = service.client.post(f"/predict{query}", files={"image": ("a.png", picture())}, data=fields)
     assert answer.status_code == 400
     assert "given twice" in answer.json()["detail"]
+
+
+def test_a_path_can_not_forge_a_line_of_the_log(service):
+    assert service.client.get("/x%0A00:00:00%20forged%20status=200%1B[31m").status_code == 404
+    service.wait_for("forged")
+    line = next(line for line in service.log if "forged" in line)
+    assert "path='/x\\n00:00:00 forged status=200\\x1b[31m'" in line
+    assert "status=404" in line
