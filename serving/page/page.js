@@ -26,11 +26,15 @@ async function problemOf(response) {
   }
 }
 
+async function call(path, options = {}) {
+  return fetch(path, options).catch(() => { throw new Error("The service cannot be reached. Try again when it runs."); });
+}
+
 async function loadModel() {
-  const response = await fetch("model", { headers: headers() });
+  const response = await call("model", { headers: headers() });
   byId("keyform").hidden = response.status !== 401;
   if (!response.ok) {
-    if (response.status !== 401) complain(await problemOf(response));
+    if (response.status !== 401 || state.key) complain(await problemOf(response));
     return;
   }
   state.model = await response.json();
@@ -85,7 +89,7 @@ function listHeads(model) {
 
 async function ask(picture) {
   const begun = performance.now();
-  const response = await fetch(`predict?masks=png&threshold=${LEAST_SCORE}`, {
+  const response = await call(`predict?masks=png&threshold=${LEAST_SCORE}`, {
     method: "POST", body: picture.file, headers: headers(),
   });
   if (response.status === 401) byId("keyform").hidden = false;
@@ -103,7 +107,10 @@ async function ask(picture) {
   for (const [name, head] of Object.entries(picture.answer.heads)) {
     if (head.kind === "mask") picture.masks[name] = await readMask(head.png, width, height);
   }
-  picture.bitmap = await createImageBitmap(picture.file, { imageOrientation: "from-image" }).catch(() => null);
+  const bitmap = await createImageBitmap(picture.file, { imageOrientation: "from-image" }).catch(() => null);
+  // Chromium leaves WebP lying on its side: better no picture than one turned otherwise than its answer.
+  picture.bitmap = bitmap && (bitmap.width - bitmap.height) * (width - height) >= 0 ? bitmap : null;
+  if (!picture.bitmap) picture.answer.notes.push("this browser cannot show the picture itself");
 }
 
 async function take(files) {
@@ -236,8 +243,12 @@ function showCurl(picture, threshold) {
 
 byId("files").addEventListener("change", (event) => { take([...event.target.files]); event.target.value = ""; });
 byId("example").addEventListener("click", async () => {
-  const response = await fetch("page/example.jpg");
-  take([new File([await response.blob()], "example.jpg", { type: "image/jpeg" })]);
+  try {
+    const response = await call("page/example.jpg");
+    take([new File([await response.blob()], "example.jpg", { type: "image/jpeg" })]);
+  } catch (error) {
+    complain(error.message);
+  }
 });
 for (const id of ["threshold", "strength"]) byId(id).addEventListener("input", show);
 byId("copy").addEventListener("click", async () => {
@@ -255,7 +266,7 @@ byId("keyform").addEventListener("submit", (event) => {
   event.preventDefault();
   state.key = byId("key").value;
   complain("");
-  loadModel();
+  loadModel().catch((error) => complain(error.message));
 });
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over"); });
 addEventListener("dragleave", () => document.body.classList.remove("over"));
@@ -265,4 +276,4 @@ addEventListener("drop", (event) => {
   take([...event.dataTransfer.files]);
 });
 addEventListener("paste", (event) => { if (event.clipboardData.files.length) take([...event.clipboardData.files]); });
-loadModel();
+loadModel().catch((error) => complain(error.message));

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.e2e.services import ROOT, Running, picture
 from tests.unit.bundles import known_bundle
@@ -127,6 +129,43 @@ def test_the_example_several_pictures_and_a_bad_one(service, browser):
         assert visit.page.get_attribute("#strip button", "aria-pressed") == "true"
         # The refused picture's status is the browser's own console line; the page itself has no fault.
         assert all("415" in fault for fault in visit.faults)
+
+
+def test_a_picture_that_the_browser_cannot_show_rightly_is_told_and_never_shown_turned(service, browser):
+    lying = Image.new("RGB", (120, 60), "blue")
+    lying.paste("red", (0, 0, 30, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright: 60 x 120, red above
+    with Visit(browser, service.url) as visit:
+        for suffix in ("tiff", "webp", "png"):
+            file = io.BytesIO()
+            lying.save(file, suffix.upper(), exif=exif)
+            visit.give((f"lying.{suffix}", file.getvalue()))
+            visit.page.wait_for_selector(f"text=lying.{suffix}")
+            for head in ("colour", "things", "ground"):
+                visit.page.uncheck(f"#head-{head}")
+            red, _, blue = visit.pixel(60, 5)
+            shown = "cannot show" not in visit.page.text_content("#summary")
+            assert shown or suffix != "png"
+            assert (red > 200) == shown
+            assert blue < 50
+
+
+def test_a_service_that_is_away_and_a_wrong_key_are_told(service, bundle, browser):
+    with Visit(browser, service.url) as visit:
+        visit.context.set_offline(True)
+        visit.page.click("#example")
+        visit.page.wait_for_selector("text=The service cannot be reached")
+        visit.give(("red.png", picture()))
+        visit.page.wait_for_selector("text=red.png: The service cannot be reached")
+    with (
+        Running(bundle, "--drain", "0", TRIFOCAL_API_KEYS="open-sesame") as guarded,
+        Visit(browser, guarded.url) as visit,
+    ):
+        assert visit.page.is_hidden("#error")
+        visit.page.fill("#key", "close-sesame")
+        visit.page.press("#key", "Enter")
+        visit.page.wait_for_selector("text=The API key is missing or wrong")
 
 
 def test_by_keyboard_alone(service, browser):
