@@ -198,8 +198,8 @@ def _keys(file: Path | None) -> tuple[str, ...]:
         return tuple(key.strip() for key in os.environ.get("TRIFOCAL_API_KEYS", "").split(",") if key.strip())
     try:
         lines = file.read_text().split()
-    except OSError as error:
-        raise ConfigError(f"--api-keys {file}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-keys {file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     if not lines:
         raise ConfigError(f"--api-keys {file} holds no key; write one per line")
     return tuple(lines)

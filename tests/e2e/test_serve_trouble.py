@@ -187,6 +187,7 @@ def test_processes_end_with_a_service_that_was_killed(bundle):
         (("models:/known/3",), "models:/known/3: http://127.0.0.1:9 cannot be asked: Connection refused"),
         (("models:/known@champion",), "models:/known@champion: http://127.0.0.1:9 cannot be asked: Connection refused"),
         (("BUNDLE", "--api-keys", "nowhere"), "--api-keys nowhere"),
+        (("BUNDLE", "--api-keys", sys.executable), "not UTF-8 text"),
     ],
 )
 def test_mistakes_are_one_line(bundle, arguments, told, tmp_path):
