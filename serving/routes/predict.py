@@ -26,6 +26,16 @@ Result = TypeVar("Result")
 PICTURES = {"image/png": ".png", "image/jpeg": ".jpg"}
 """Forms of an annotated picture, by media type."""
 
+_JSON = "application/json"
+_FITTING = {
+    "": (_JSON,),
+    "*/*": (_JSON, "image/jpeg", "image/png"),
+    "application/*": (_JSON,),
+    _JSON: (_JSON,),
+    "image/*": ("image/jpeg", "image/png"),
+}
+"""What an Accept header's words stand for, the usual form first."""
+
 _OPTIONS = ("heads", "masks", "threshold")
 
 
@@ -103,7 +113,7 @@ def _options(request: Request, form: Form, model: Deployment) -> tuple[PredictOp
     masks = given.get("masks", "rle")
     if masks not in MASK_FORMS:
         raise Problem("unknown-option", f"masks={masks[:40]!r}; it takes {', '.join(MASK_FORMS)}")
-    picture = _picture(request.headers.get("accept", "*/*"))
+    picture = _picture(request)
     if picture and len(form.uploads) != 1:
         raise Problem("not-acceptable", "an annotated picture is the answer to one picture; send them one by one")
     return PredictOptions(heads, _threshold(given.get("threshold")), "png" if picture else masks), picture
@@ -121,27 +131,29 @@ def _threshold(text: str | None) -> float | None:
     return value
 
 
-def _liked(accept: str) -> list[str]:
-    """An Accept header's media types, the best liked first; those with a quality of 0 are refused ones."""
-    found = []
+def _liked(accept: str) -> tuple[list[str], set[str]]:
+    """An Accept header's media types, the best liked first, and those that are refused by a quality of 0."""
+    found, refused = [], set()
     for part in accept.lower().split(","):
         kind, *parameters = (word.strip() for word in part.split(";"))
         told = next((word[2:] for word in parameters if word.startswith("q=")), "1")
         quality = float(told) if re.fullmatch(r"[01](\.\d{0,3})?", told) else 1.0
         if quality > 0:
             found.append((quality, kind))
-    return [kind for _, kind in sorted(found, key=lambda one: -one[0])]
+        else:
+            refused.add(kind)
+    return [kind for _, kind in sorted(found, key=lambda one: -one[0])], refused
 
 
-def _picture(accept: str) -> str | None:
-    """The media type that an Accept header likes best of those that this route answers with; None for JSON."""
-    for kind in _liked(accept):
-        if kind in {"*/*", "application/*", "application/json", ""}:
-            return None
-        if kind in PICTURES:
-            return kind
-        if kind == "image/*":
-            return "image/jpeg"
+def _picture(request: Request) -> str | None:
+    """The media type that a request's Accept likes best of those that this route answers with; None for JSON."""
+    accept = ", ".join(request.headers.getlist("accept")) or "*/*"
+    liked, refused = _liked(accept)
+    for kind in liked:
+        fitting = _FITTING.get(kind, (kind,) if kind in PICTURES else ())
+        for form in fitting:
+            if form not in refused:
+                return form if form in PICTURES else None
     raise Problem("not-acceptable", f"Accept: {accept[:80]}")
 
 
@@ -196,7 +208,7 @@ def _respond(
 ) -> Response:
     """All pictures failed alike: the first one's problem; else one entry for each, the failed ones with theirs."""
     if isinstance(answered[0], bytes):
-        return Response(answered[0], media_type=_picture(request.headers.get("accept", "")), headers=named(model))
+        return Response(answered[0], media_type=_picture(request), headers=named(model))
     problems = [found for found in answered if isinstance(found, Problem)]
     if len(problems) == len(answered):
         raise problems[0]

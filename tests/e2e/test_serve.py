@@ -124,12 +124,19 @@ def test_the_answer_comes_as_an_annotated_picture(service, kind, form):
         ("text/html, image/*;q=0.8, */*;q=0.5", "image/jpeg"),
         ("text/html, */*;q=0.1", "application/json"),
         ("IMAGE/PNG;q=oops", "image/png"),
+        ("image/*, image/jpeg;q=0", "image/png"),
+        ("*/*, application/json;q=0", "image/jpeg"),
     ],
 )
 def test_the_form_that_accept_likes_best_is_given(service, accept, kind):
     answer = service.client.post("/predict", content=picture(), headers={"Accept": accept})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == kind
+
+
+def test_accept_may_come_in_several_lines(service):
+    lines = [("Accept", "text/html"), ("Accept", "image/png")]
+    assert service.client.post("/predict", content=picture(), headers=lines).headers["content-type"] == "image/png"
 
 
 def test_a_photograph_of_12_megapixels_is_annotated_in_time(service):
