@@ -32,7 +32,7 @@ class Form:
 
 def require_plain(request: Request) -> None:
     """Raises Problem for a compressed body: of a picture nothing would be saved, and a small one could grow large."""
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if request.headers.get("content-encoding", "identity").lower() not in {"identity", ""}:
         raise Problem("bad-request", "compressed requests are not read; send the body as it is")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.arguments import Arguments
@@ -20,9 +22,15 @@ if TYPE_CHECKING:
     from serving.traces import Traces
 
 
+MOST_OF_EACH = 512
+"""Processes or threads: no machine that one service runs on has as many cores, and each takes memory at once."""
+
+
 def main(argv: list[str]) -> int:
     """Starts the service; returns the exit code when a signal has ended it. Raises TrifocalError."""
     settings = parse(argv)
+    # Nothing runs yet that would have to be ended; as a container's first process it would not hear of it at all.
+    signal.signal(signal.SIGTERM, _end)
     if settings.workers > 1:
         return _several(settings)
     from serving.workers.pool import start_nursery
@@ -37,6 +45,10 @@ def main(argv: list[str]) -> int:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_run(settings, listening, Metrics()))
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
+    raise SystemExit(0)
 
 
 def _several(settings: Settings) -> int:
@@ -77,6 +89,15 @@ async def _run(
 
     service = Service(settings, metrics, _traces(settings))
     following: asyncio.Task[None] | None = None
+    task, ended = asyncio.current_task(), False
+    assert task is not None
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)  # until the server has its own
     try:
         ref = parse_ref(settings.model)
         if ref is None:
@@ -86,6 +107,9 @@ async def _run(
             await follower.start()
             following = asyncio.ensure_future(follower.run()) if ref.alias else None
         await serve(service, listening, ready, alive)
+    except asyncio.CancelledError:
+        if not ended:
+            raise
     finally:
         if following is not None:
             following.cancel()
@@ -156,6 +180,13 @@ def parse(argv: list[str]) -> Settings:
     for name in ("port", "streams", "threads", "decoders", "max_batch", "batch_delay_ms", "quota", "drain"):
         if not 0 <= getattr(given, name) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(given, name)}; it takes 0 or more")
+    for name in ("workers", "streams", "threads", "decoders"):
+        if getattr(given, name) > MOST_OF_EACH:
+            raise ConfigError(f"--{name} is {getattr(given, name)}; it takes at most {MOST_OF_EACH}")
+    if not given.host:
+        raise ConfigError(
+            "--host is empty, which would listen everywhere; name an address, such as 127.0.0.1 or 0.0.0.0"
+        )
     for name in ("workers", "queue_items", "max_wait", "deadline", "max_body_mb", "max_image_mb", "max_megapixels",
                  "max_images", "body_timeout", "header_timeout", "stop", "poll"):  # fmt: skip
         if not 0 < getattr(given, name) < math.inf:

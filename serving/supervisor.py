@@ -57,7 +57,7 @@ class Supervisor:
             pid, status = self._wait()
             failed = os.waitstatus_to_exitcode(status)
             if self._stopping:
-                code = code or (1 if failed else 0)
+                code = code or (1 if failed not in {0, -signal.SIGTERM} else 0)  # the latter: before it began
             else:
                 log.warning("service process %d ended with %d; another one starts", pid, failed)
                 if not self._start():
@@ -74,13 +74,15 @@ class Supervisor:
     def _start(self) -> bool:
         """Forks one and waits until it serves; whether it does."""
         ready, tell = os.pipe()
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))  # none between fork and add
         pid = os.fork()
         if pid == 0:
             os.close(ready)
             os.close(self._kept)
-            self._be_child(tell)
+            self._be_child(tell, signals)
         os.close(tell)
         self._children.add(pid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         while True:
             found, _, _ = select.select([ready], [], [], 0.2)
             if found or self._stopping:
@@ -89,12 +91,13 @@ class Supervisor:
         os.close(ready)
         return serves or self._stopping
 
-    def _be_child(self, tell: int) -> None:
+    def _be_child(self, tell: int, signals: set[int | signal.Signals]) -> None:
         code = 1
         try:
             # Ctrl-C goes to the whole group: only the supervisor acts on it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
             self._work(partial(_tell, tell), self._alive)
             code = 0
         except TrifocalError as error:
