@@ -21,7 +21,7 @@ from pipeline.data.formats.files import Pictures
 from pipeline.data.unite import renumber
 from pipeline.errors import ConfigError, DataError
 from pipeline.imaging.runs import MaskRuns
-from pipeline.labels import IGNORE_INDEX, LabelSpace
+from pipeline.labels import IGNORE_INDEX, LabelSpace, pair_fields
 from pipeline.records import Boxes, FileImage, Record
 from serving.batch.names import raw
 from serving.batch.rows import ImageResult, Row
@@ -102,13 +102,8 @@ class LabelScorer:
 
 
 def _pair(spaces: dict[str, LabelSpace], heads: dict[str, HeadSpec], labels: Path) -> dict[str, str]:
-    """The head of each label field: of the same name, or the only one of its kind where the field is that too."""
-    paired = {name: name for name in spaces if name in heads and spaces[name].kind == heads[name].kind}
-    for kind in ("classes", "multilabel", "boxes", "mask"):
-        fields = [name for name, space in spaces.items() if space.kind == kind]
-        answering = [name for name, head in heads.items() if head.kind == kind]
-        if len(fields) == len(answering) == 1:
-            paired[fields[0]] = answering[0]
+    """`pair_fields`; raises DataError where there is none."""
+    paired = pair_fields(spaces, heads)
     if not paired:
         fields_told = ", ".join(f"{name} ({space.kind})" for name, space in spaces.items())
         heads_told = ", ".join(f"{name} ({head.kind})" for name, head in heads.items())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from pipeline.errors import DataError, nearest
 
@@ -12,6 +13,14 @@ FieldKind = Literal["classes", "multilabel", "boxes", "mask", "image"]
 
 IGNORE_INDEX = 255
 """Mask value of pixels that neither train nor count (also why a mask has at most 255 classes)."""
+
+
+class Kinded(Protocol):
+    """A field's space or a head."""
+
+    @property
+    def kind(self) -> str:
+        """Of what its labels or answers are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +83,14 @@ def class_colour(index: int) -> tuple[int, int, int]:
     """A well separated RGB colour (0 to 255): hues by the golden ratio, so neighbours in index differ most."""
     red, green, blue = colorsys.hsv_to_rgb((0.08 + index * 0.618034) % 1.0, 0.75, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def pair_fields(fields: Mapping[str, LabelSpace], heads: Mapping[str, Kinded]) -> dict[str, str]:
+    """The head of each label field: of the same name and kind, or the only one of its kind where the field is that too."""
+    paired = {name: name for name, space in fields.items() if name in heads and space.kind == heads[name].kind}
+    for kind in ("classes", "multilabel", "boxes", "mask"):
+        labelled = [name for name, space in fields.items() if space.kind == kind]
+        answering = [name for name, head in heads.items() if head.kind == kind]
+        if len(labelled) == len(answering) == 1:
+            paired[labelled[0]] = answering[0]
+    return paired

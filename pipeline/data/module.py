@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from pipeline.data import fused
+from pipeline.data.align import align_fields
 from pipeline.data.augment import Albumentations
 from pipeline.data.balance import group_records, require_classes
 from pipeline.data.cache import ImageCache
@@ -188,22 +189,19 @@ class VisionData(L.LightningDataModule):
     def _built_in(self) -> SourceData:
         return read_signals(**self.signals) if self.signals is not None else read_shapes(**(self.shapes or {}))
 
-    def align(self, spaces: dict[str, LabelSpace]) -> None:
-        """Numbers the classes as a trained network's heads do, for data that was read without it.
+    def align(self, spaces: dict[str, LabelSpace]) -> tuple[str, ...]:
+        """Names the fields and numbers the classes as a trained network's heads do, for data that was read without it.
 
-        Raises:
-            DataError: no field is a head's, or a class is unknown to its head.
+        Returns what does not count, and why. Raises DataError as `align_fields` does.
         """
         splits = self._read()
-        shared = {name: space for name, space in self._spaces.items() if name in spaces}
-        if not shared:
-            raise DataError(f"no label field of the data ({', '.join(self._spaces)}) is a head's ({', '.join(spaces)})")
-        tables = {n: [spaces[n].index(c) for c in space.names] for n, space in shared.items()}
-        for name in tables:
-            if spaces[name].kind != shared[name].kind:
-                raise DataError(f"field {name!r} holds {shared[name].kind}, its head answers {spaces[name].kind}")
-        self._splits = {k: [renumber(record.only(shared), {}, tables) for record in v] for k, v in splits.items()}
-        self._spaces = {name: spaces[name] for name in shared}
+        found = align_fields(self._spaces, spaces)
+        self._splits = {
+            k: [renumber(record.only(found.heads), found.heads, found.tables) for record in v]
+            for k, v in splits.items()
+        }
+        self._spaces = {head: spaces[head] for head in found.heads.values()}
+        return found.remarks
 
     def setup(self, stage: str) -> None:
         """Says, once and on rank zero, what `fit` found and what it leaves out."""

@@ -93,6 +93,8 @@ def evaluate_command(argv: list[str]) -> int:
 
     found = evaluate(given.bundle, _data(given), given.split, given.engine, given.tta)
     _say(found.predictor.choice.describe())
+    for remark in found.remarks:
+        _say(remark)
     if found.unread:
         more = ", ..." if len(found.unread) > 5 else ""
         total = found.images + len(found.unread)

@@ -23,6 +23,7 @@ class Evaluated:
         unread: the names of the latter.
         scores: metrics by head, each image seen once.
         averaged: the same over several views of each; None where none were asked for.
+        remarks: labels that no head answers, and heads without labels.
     """
 
     predictor: Predictor
@@ -30,6 +31,7 @@ class Evaluated:
     unread: tuple[str, ...]
     scores: Scores
     averaged: Scores | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def evaluate(bundle: Path, data: dict[str, Any], split: str, engine: str, tta: str = "none") -> Evaluated:
@@ -54,8 +56,8 @@ def evaluate(bundle: Path, data: dict[str, Any], split: str, engine: str, tta: s
     records = source.records(split)
     if not records:
         raise DataError(f"the data has no {split} images; choose another split by --split")
-    source.align({name: head.space for name, head in predictor.heads.items()})
+    remarks = source.align({name: head.space for name, head in predictor.heads.items()})
     unread: set[str] = set()
     scores = served_scores(predictor, source, split, unread=unread)
     averaged = None if tta == "none" else served_scores(predictor, source, split, tta=tta)
-    return Evaluated(predictor, len(records) - len(unread), tuple(sorted(unread)), scores, averaged)
+    return Evaluated(predictor, len(records) - len(unread), tuple(sorted(unread)), scores, averaged, remarks)

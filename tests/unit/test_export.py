@@ -350,7 +350,7 @@ def test_data_is_aligned_to_the_heads_classes(data):
         name: replace(space, names=space.names[::-1], counts=space.counts[::-1]) for name, space in spaces.items()
     }
     other = VisionData(size=64, shapes=SHAPES)
-    other.align(turned)
+    assert other.align(turned) == ("labels 'surface' do not count: they are no head's",)
     assert set(other._spaces) == {"scene", "daytime", "objects"}
     for mine, theirs in zip(data.records("val"), other.records("val"), strict=True):
         assert data._spaces["scene"].names[mine.labels["scene"]] == turned["scene"].names[theirs.labels["scene"]]
@@ -359,3 +359,23 @@ def test_data_is_aligned_to_the_heads_classes(data):
 
     with pytest.raises(DataError, match="no label field of the data"):
         VisionData(size=64, shapes=SHAPES).align({})
+
+
+def test_a_field_of_another_name_is_the_only_head_of_its_kind_where_the_classes_fit(data):
+    spaces = data._spaces
+    other = VisionData(size=64, shapes=SHAPES)
+    told = other.align(
+        {
+            "things": replace(spaces["objects"], names=spaces["objects"].names[::-1], counts=()),
+            "ground": replace(spaces["surface"], names=("background", "rock"), counts=()),
+        }
+    )
+    assert set(other._spaces) == {"things"}
+    for mine, theirs in zip(data.records("val"), other.records("val"), strict=True):
+        assert (theirs.labels["things"].classes == 4 - mine.labels["objects"].classes).all()
+    assert told == (
+        "labels 'surface' do not count at head 'ground': unknown class 'disc'; known: background, rock",
+        "labels 'scene' do not count: they are no head's",
+        "labels 'daytime' do not count: they are no head's",
+        "head 'ground' is not scored: the data has no labels for it",
+    )
