@@ -23,6 +23,7 @@ from pipeline.data.module import VisionData
 from pipeline.errors import ExportError, ImageError
 from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
+from serving.engines.own_thread import in_own_thread
 
 LADDER = (
     ("the heads' last convolutions", r"heads\.[^.]+\.(classifier|(one|many)\.(class|side)_tower\.\d+\.1)$"),
@@ -145,16 +146,18 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
         nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(source)
         known = {op.get_friendly_name() for op in model.get_ops()}
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset([image[None] for image in images]),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(images),
-            # Averaging each image's range, nncf's default, cuts off what few images show: it cost 0.009 AP, this 0.003.
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
-            ),
-            ignored_scope=nncf.IgnoredScope(names=[name for name in keep if name in known], validate=False),
+        quantized = in_own_thread(
+            lambda: nncf.quantize(
+                model,
+                nncf.Dataset([image[None] for image in images]),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(images),
+                # Averaging each image's range, nncf's default, cuts off what few images show: it cost 0.009 AP, this 0.003.
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+                ),
+                ignored_scope=nncf.IgnoredScope(names=[name for name in keep if name in known], validate=False),
+            )
         )
         openvino.save_model(quantized, target, compress_to_fp16=False)
 

@@ -14,6 +14,7 @@ from pipeline.bundle import Bundle
 from pipeline.errors import BundleError, EngineError
 from serving.engines.base import EngineReport, Outputs, first_line, grey, require_fit
 from serving.engines.files import require_self_contained
+from serving.engines.own_thread import in_own_thread
 
 NAME = "openvino"
 VARIANTS = ("fp32", "bf16", "int8")
@@ -65,7 +66,7 @@ class OpenVinoEngine:
             if variant == "int8" and bundle.manifest.input.dynamic_size:
                 # Its int8 answers wrongly wherever height and width are open, also at the trained size.
                 model.reshape([-1, *bundle.manifest.input.size, 3])
-            self._compiled = core.compile_model(model, "CPU", settings)
+            self._compiled = in_own_thread(lambda: core.compile_model(model, "CPU", settings))
         except RuntimeError as error:
             raise EngineError(f"{bundle.path / name}: OpenVINO cannot load it: {first_line(error)}") from error
         ports = (self._compiled.inputs, self._compiled.outputs)
