@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pickle
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def load_trained(path: Path) -> Trained:
         reason = (reason.strip() or "it ends too early").splitlines()[0].split(". ")[0].removesuffix(".")
         if not isinstance(error, OSError) and path.stat().st_size and not _looks_saved(path):
             reason = "it is no file of PyTorch"
+        elif _looks_scripted(path):
+            reason = "it is a TorchScript file, which holds no settings to build a network from"
         raise CheckpointError(
             f"checkpoint {path} cannot be read: {reason[:200]}; copy it again, or take another"
         ) from error
@@ -82,6 +85,15 @@ def _looks_saved(path: Path) -> bool:
     """Whether a file begins as torch.save's do: as a zip archive, or a pickle."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _looks_scripted(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, such as a bundle's own model.ts.pt."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _module_class(name: str, path: Path) -> type[VisionModule]:

@@ -54,6 +54,7 @@ class Journal:
 
     def __init__(self, out: Path) -> None:
         self.out, self.home = out, out / FOLDER
+        self.plan = self.home / "plan.sqlite"
         try:
             if out.exists() and not self.home.is_dir() and (not out.is_dir() or any(out.iterdir())):
                 raise ConfigError(f"{out} exists and holds something else; name another folder with --out")
@@ -97,15 +98,20 @@ class Journal:
         """Writes `run.json`."""
         self.put(f"{FOLDER}/run.json", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
 
-    def clear(self) -> None:
-        """Removes everything a run wrote here; where that is interrupted, the next to open the folder goes on with it."""
+    def clear(self, keep: Path | None = None) -> None:
+        """Removes everything a run wrote here; where that is interrupted, the next to open the folder goes on with it.
+
+        Args:
+            keep: the list of files of the run that comes after it.
+        """
         mark = self.home / CLEARING
         if not mark.exists():
             self.put(f"{FOLDER}/{CLEARING}", json.dumps(self._written()).encode())
         (self.home / "run.json").unlink(missing_ok=True)
         self._drop(json.loads(mark.read_text()))
         for path in self.home.glob("plan*"):
-            path.unlink()
+            if path != keep:
+                path.unlink()
         mark.unlink()
 
     def drop_outputs(self) -> None:

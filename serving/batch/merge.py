@@ -94,7 +94,8 @@ def _groups(
             for a, b in matches(iou, found[one].classes[:, None] == found[other].classes[None]):
                 leader[root(int(offsets[other]) + b)] = root(int(offsets[one]) + a)
     roots = np.asarray([root(row) for row in range(total)])
-    return [np.flatnonzero(roots == value) for value in np.unique(roots)]
+    order = np.argsort(roots, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(roots[order])) + 1)
 
 
 def _within(boxes: Floats, window: Floats) -> Floats:

@@ -6,6 +6,8 @@ import re
 
 from pipeline.errors import ImageError
 
+_PASSWORD = re.compile(r"(://[^/:@\s]*):[^/\s]*@")
+_TOKEN = re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|password|credential|auth)[\w.-]*=)[^&\s]*", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\\\|\\x([0-9a-f]{2})")
 
 
@@ -20,8 +22,8 @@ def shown(name: bytes) -> str:
 
 
 def public(text: str) -> str:
-    """A source, or a message about one, as others may read it: the passwords of URLs left out."""
-    return re.sub(r"(://[^/:@\s]*):[^/\s]*@", r"\1:***@", text)
+    """A source, or a message about one, as others may read it: passwords, tokens and signatures of URLs left out."""
+    return _TOKEN.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text)) if "://" in text else text
 
 
 def raw(text: str) -> bytes:

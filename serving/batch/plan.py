@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from serving.batch.journal import sync
 from serving.batch.names import stem
 from serving.batch.sources import Entry
 
@@ -66,8 +67,7 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._store = sqlite3.connect(path, isolation_level=None)
-        self._store.execute("PRAGMA synchronous=OFF")
+        self._store = _open(path)
 
     @classmethod
     def build(cls, path: Path, entries: Iterable[Entry]) -> Plan:
@@ -123,6 +123,19 @@ class Plan:
         finally:
             store.execute("DETACH old")
 
+    def move(self, path: Path) -> None:
+        """Gives the file another name, with all of it on disk before."""
+        self._store.close()
+        sync(self.path)
+        self.path.replace(path)
+        self.path, self._store = path, _open(path)
+
     def close(self) -> None:
         """Closes the file."""
         self._store.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    store = sqlite3.connect(path, isolation_level=None)
+    store.execute("PRAGMA synchronous=OFF")
+    return store

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from pipeline.bundle import Bundle, HeadSpec
 from pipeline.errors import ConfigError, DataError
 from serving.batch.assemble import assemble, errors_in, write_part
-from serving.batch.journal import DOCUMENTS, Journal, sync
+from serving.batch.journal import DOCUMENTS, Journal
 from serving.batch.local import LocalRun
 from serving.batch.names import public, shown
 from serving.batch.plan import Part, Plan
@@ -120,9 +120,7 @@ class BatchRun:
 
     def _run(self, source: Source, journal: Journal) -> dict[str, Any]:
         started = time.perf_counter()
-        if self.settings.restart:
-            journal.clear()
-        state = journal.state()
+        state = None if self.settings.restart else journal.state()
         identity = run_identity(self.settings, self.bundle, source)
         if state is not None and (told := differences(state["identity"], identity)):
             raise ConfigError(
@@ -140,17 +138,17 @@ class BatchRun:
     def _plan(self, source: Source, journal: Journal, state: dict[str, Any] | None) -> Plan:
         """The list of files, compared with the one that an unfinished run began with."""
         self.say(f"listing {shown(os.fsencode(public(self.settings.source)))}")
-        new, old = journal.home / "plan.new.sqlite", journal.home / "plan.sqlite"
+        new, old = journal.home / "plan.new.sqlite", journal.plan
         plan = Plan.build(new, source.entries())
         if not len(plan):
             plan.close()
             raise DataError(f"{public(self.settings.source)} holds no file")
+        if self.settings.restart:
+            return plan  # the earlier run stands until nothing is left that could refuse this one
         if state is not None and not state["finished"] and self._changed(plan, old) and self.settings.per_image:
             journal.drop_outputs()
-        plan.close()
-        sync(new)
-        new.replace(old)
-        return Plan(old)
+        plan.move(old)
+        return plan
 
     def _changed(self, plan: Plan, earlier: Path) -> bool:
         """Whether the files are others than when the run began; says how."""
@@ -215,6 +213,9 @@ class BatchRun:
             raise DataError(f"--data.root {settings.labels} cannot be read: {error.strerror or error}") from error
         if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
             raise DataError(f"--data.root labels none of the images of {public(settings.source)}; are they its images?")
+        if settings.restart:
+            journal.clear(keep=plan.path)
+            plan.move(journal.plan)
         state = {"identity": identity, "engine": engine, "finished": False}
         journal.save_state(state)
         timing = Timing()

@@ -47,7 +47,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
         self.page.goto(url)
-        self.page.wait_for_function("document.querySelectorAll('#heads fieldset').length > 0 || !keyform.hidden")
+        self.page.wait_for_selector("#heads fieldset, #keyform:not([hidden])")
 
     def _note(self, asked, url):
         if not asked.startswith((url, "data:", "blob:")):
@@ -63,7 +63,8 @@ class Visit:
         return self.page.evaluate(f"[...canvas.getContext('2d').getImageData({x}, {y}, 1, 1).data].slice(0, 3)")
 
     def summary(self, part):
-        self.page.wait_for_function("part => summary.textContent.includes(part)", arg=part)
+        # A function to wait for would be evaluated again and again, which the page's security policy forbids.
+        self.page.locator("#summary").filter(has_text=part).wait_for(state="attached")
         return self.page.text_content("#summary")
 
     def __enter__(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -140,6 +141,11 @@ def test_checkpoints_that_hold_code_or_settings_of_another_version(tmp_path):
         (tmp_path / "other.ckpt").write_bytes(data)
         with pytest.raises(CheckpointError, match=r"other.ckpt cannot be read: it is no file of PyTorch; copy it"):
             load_trained(tmp_path / "other.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "model.ts.pt")
+    with pytest.raises(CheckpointError, match=r"model.ts.pt cannot be read: it is a TorchScript file"):
+        load_trained(tmp_path / "model.ts.pt")
     module = MultiTaskModule("light", spaces={"colour": HEADS["colour"].space.to_dict()})
     content = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(content)

@@ -246,21 +246,6 @@ def test_changed_files_are_noticed_and_only_they_are_answered_anew(model, tmp_pa
     assert summary["timing"]["images"] <= 20 - 4  # one finished part at least did not change
 
 
-def test_changed_files_after_the_end_are_told(model, tmp_path):
-    folder, out = fill(tmp_path / "in", 3), tmp_path / "out"
-    first, _ = predict(folder, model, out)
-    again, lines = predict(folder, model, out)
-    assert again == first
-    assert any("finished already" in line for line in lines)
-    (folder / "new.png").write_bytes(picture(9))
-    before = content(out)
-    with pytest.raises(ConfigError, match=r"finished run of 3 files, of which some have changed.*4 now.*--restart"):
-        predict(folder, model, out)
-    assert content(out) == before
-    renewed, _ = predict(folder, model, out, restart=True)
-    assert renewed["images"]["answered"] == 4
-
-
 def test_changed_options_and_model_are_told_by_name(folder, model, tmp_path, monkeypatch):
     out = tmp_path / "out"
     interrupted(folder, model, out, monkeypatch)
@@ -306,33 +291,6 @@ def test_clearing_goes_on_where_it_was_interrupted(folder, model, unbroken, tmp_
     assert content(out) == unbroken
 
 
-def test_a_finished_run_that_lost_a_file_is_told(model, tmp_path):
-    folder, out = fill(tmp_path / "in", 2), tmp_path / "out"
-    for name, told in (
-        ("report.html", "its report.html is gone"),
-        ("summary.json", "its summary.json is gone"),
-        ("predictions.parquet", "its predictions.parquet is gone"),
-        ("predictions.csv", "its predictions.csv is gone"),
-        ("coco/things.json", "1 of the 3 files of its coco are gone"),
-        ("overlay/001.jpg", "1 of the 2 files of its overlay are gone"),
-    ):
-        predict(folder, model, out, restart=True, **EVERYTHING)
-        (out / name).unlink()
-        with pytest.raises(ConfigError, match=f"holds a finished run, but {told}; repeat it with --restart"):
-            predict(folder, model, out, **EVERYTHING)
-
-
-def test_restart_leaves_what_no_run_here_wrote(model, tmp_path):
-    folder, out = fill(tmp_path / "in", 2), tmp_path / "out"
-    predict(folder, model, out, formats=("csv",), overlay=True)
-    (out / "crops").mkdir()
-    (out / "crops" / "mine.txt").write_text("by hand")
-    predict(folder, model, out, restart=True)
-    assert (out / "crops" / "mine.txt").read_text() == "by hand"
-    assert not (out / "overlay").exists()
-    assert not (out / "predictions.csv").exists()
-
-
 def test_a_changed_threshold_of_the_model_is_noticed(model, tmp_path):
     folder, other = fill(tmp_path / "in", 2), known_bundle(tmp_path / "other")
     predict(folder, model, tmp_path / "out")
@@ -341,16 +299,6 @@ def test_a_changed_threshold_of_the_model_is_noticed(model, tmp_path):
     write_manifest(other, replace(manifest, heads=heads))
     with pytest.raises(ConfigError, match=r"another model .known 1."):
         predict(folder, other, tmp_path / "out")
-
-
-def test_a_foreign_folder_is_left_alone(folder, model, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.tex").write_text("years of work")
-    for restart in (False, True):
-        with pytest.raises(ConfigError, match="holds something else; name another folder"):
-            predict(folder, model, out, restart=restart)
-    assert (out / "thesis.tex").read_text() == "years of work"
 
 
 def test_two_runs_do_not_share_a_folder(folder, model, tmp_path, monkeypatch):
