@@ -42,12 +42,12 @@ def pictures() -> list[bytes]:
     return found
 
 
-def raw_worker(bundle: str, engine: str, seconds: float, start: Any, results: Any) -> None:
-    """One core's tight loop: pictures per second, and milliseconds of one."""
+def raw_worker(bundle: str, engine: str, threads: int, seconds: float, start: Any, results: Any) -> None:
+    """One process's tight loop: pictures per second, and milliseconds of one."""
     cv2.setNumThreads(1)
     from serving.predictor import Predictor
 
-    predictor = Predictor.load(Path(bundle), engine, threads=1)
+    predictor = Predictor.load(Path(bundle), engine, threads=threads)
     data = pictures()
     for one in data[:4]:
         predictor.infer(predictor.decode(one).pixels[None])
@@ -61,12 +61,13 @@ def raw_worker(bundle: str, engine: str, seconds: float, start: Any, results: An
     results.put((len(times) / (time.perf_counter() - begun), 1000 * statistics.median(times)))
 
 
-def raw_limit(bundle: str, engine: str, processes: int, seconds: float) -> tuple[float, float]:
+def raw_limit(bundle: str, engine: str, processes: int, seconds: float, threads: int = 1) -> tuple[float, float]:
     """Pictures per second of all processes together, and the median milliseconds of one picture."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(processes), context.Queue()
     running = [
-        context.Process(target=raw_worker, args=(bundle, engine, seconds, start, results)) for _ in range(processes)
+        context.Process(target=raw_worker, args=(bundle, engine, threads, seconds, start, results))
+        for _ in range(processes)
     ]
     for process in running:
         process.start()
@@ -163,8 +164,8 @@ def overload(service: Service, seconds: float, messages: list[bytes]) -> Rows:
     found = run(open_loop(service.address, 10 * peak, seconds, messages))
     spent = {name: value - parts[name] for name, value in service.cpu_by_part().items()}
     sender, served = time.process_time() - own, sum(spent.values())
-    memory = service.memory_mb()
     after, _ = run(closed_loop(service.address, 8, seconds, messages))
+    memory = service.memory_mb()  # in the state that it was in before
     answered, refused = len(found.answered), len(found.refused)
     alone = answered / served * at_peak / len(times)
     together = answered / (served + sender) * (at_peak + sender_at_peak) / len(times)
@@ -182,8 +183,8 @@ def overload(service: Service, seconds: float, messages: list[bytes]) -> Rows:
 def against_the_bare_loop(service: Service, given: argparse.Namespace, cores: int, data: list[bytes]) -> Rows:
     """The service between two bare loops, whose mean it is held against: the machine's own speed drifts."""
 
-    def bare(processes: int = cores) -> tuple[float, float]:
-        return raw_limit(given.bundle, given.engine, processes, given.seconds)
+    def bare(processes: int = cores, threads: int = 1) -> tuple[float, float]:
+        return raw_limit(given.bundle, given.engine, processes, given.seconds, threads)
 
     def costs() -> tuple[float, float]:
         return service.cpu_s(), service.metric("trifocal_images_total{")
@@ -197,17 +198,17 @@ def against_the_bare_loop(service: Service, given: argparse.Namespace, cores: in
     raw.append(bare()[0])
     requests, _ = run(closed_loop(service.address, 1, given.seconds, many))
     raw.append(bare()[0])
-    cost, alone = raw_cost(given.bundle, given.engine, 100), bare(1)[1]
+    cost, alone, on_all = raw_cost(given.bundle, given.engine, 100), bare(1)[1], bare(1, cores)[1]
     _, times = run(closed_loop(service.address, 1, given.seconds, messages))
-    alone = (alone + bare(1)[1]) / 2
+    alone, on_all = (alone + bare(1)[1]) / 2, (on_all + bare(1, cores)[1]) / 2
     usual = run(open_loop(service.address, 0.7 * rate, given.seconds, messages))
     return {
         "raw limit, pictures/s": round(statistics.mean(raw), 1),
         "8 clients against the raw limit": round(rate / statistics.mean(raw[:2]), 3),
         "the same in processor time": round(cost * answered / (1000 * spent), 3),
         "one request of 32 against the raw limit": round(32 * requests / statistics.mean(raw[1:]), 3),
-        "bare loop, ms": round(alone, 1),
-        "a lone client's median over it, ms": round(statistics.median(times) - alone, 2),
+        "bare loop on one core and on all, ms": [round(alone, 1), round(on_all, 1)],
+        "a lone client's median over these, ms": [round(statistics.median(times) - one, 2) for one in (alone, on_all)],
         "p99 at 70 % of the peak, of the bare time": round(percentile(usual.answered, 99) / alone, 2),
         "refused at 70 % of the peak": len(usual.refused),
     }
@@ -241,6 +242,7 @@ def main() -> None:
     first.stop()
     service = Service(given.bundle, given.engine, "--log-format", "json")
     record("start to first answer, s", [round(one.started_s, 2) for one in (first, service)])
+    time.sleep(3)  # the process for lone pictures starts
     before = service.cpu_s()
     time.sleep(12)
     record("one core's share when idle", round((service.cpu_s() - before) / 12, 4))

@@ -145,6 +145,12 @@ def parse(argv: list[str]) -> Settings:
     parser.add_argument("--streams", type=int, default=0, help="engine processes of a worker (default: by the machine)")
     parser.add_argument("--threads", type=int, default=0, help="threads of an engine process (default: by the machine)")
     parser.add_argument(
+        "--lone-threads",
+        type=int,
+        default=0,
+        help="threads for a picture that is alone (default: all cores, 8 at most; 1: as for the others, with less memory)",
+    )
+    parser.add_argument(
         "--decoders", type=int, default=0, help="decode processes of a worker (default: by the machine)"
     )
     parser.add_argument("--max-batch", type=int, default=0, help="most pictures computed together")
@@ -177,10 +183,20 @@ def parse(argv: list[str]) -> Settings:
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--traces", action="store_true", help="OpenTelemetry, sent as the OTEL_* variables say")
     given = parser.parse(argv)
-    for name in ("port", "streams", "threads", "decoders", "max_batch", "batch_delay_ms", "quota", "drain"):
+    for name in (
+        "port",
+        "streams",
+        "threads",
+        "lone_threads",
+        "decoders",
+        "max_batch",
+        "batch_delay_ms",
+        "quota",
+        "drain",
+    ):
         if not 0 <= getattr(given, name) < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(given, name)}; it takes 0 or more")
-    for name in ("workers", "streams", "threads", "decoders"):
+    for name in ("workers", "streams", "threads", "lone_threads", "decoders"):
         if getattr(given, name) > MOST_OF_EACH:
             raise ConfigError(f"--{name} is {getattr(given, name)}; it takes at most {MOST_OF_EACH}")
     if not given.host:
@@ -200,6 +216,7 @@ def parse(argv: list[str]) -> Settings:
         engine=given.engine,
         streams=given.streams,
         threads=given.threads,
+        lone=given.lone_threads,
         decoders=given.decoders,
         max_batch=given.max_batch,
         batch_delay_s=given.batch_delay_ms / 1000,

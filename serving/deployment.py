@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pipeline.bundle import Bundle
-from pipeline.errors import ServeError
 from serving.admission import Admission
+from serving.compute import Done, Engines, Job
 from serving.observe import Metrics
 from serving.problems import Problem
-from serving.scheduler import BatchError, Scheduler
-from serving.scratch import Scratch
+from serving.scheduler import Scheduler
 from serving.settings import Settings
 from serving.traces import OFF, Traces
 from serving.workers import kinds
-from serving.workers.link import Answer
 from serving.workers.pool import WorkerLostError, WorkerPool
 from serving.workers.slab import Lease, Slab
 
@@ -61,20 +57,6 @@ class TensorAnswer:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    lease: Lease
-    item: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    payload: bytes
-    engine_s: float
-    answer_s: float
-    batch: int
-
-
 class Deployment:
     """A bundle that answers.
 
@@ -101,12 +83,9 @@ class Deployment:
             slots, settings.queue_bytes, settings.max_wait_s, settings.lanes(), metrics.in_the_house
         )
         self.ready: dict[str, Any] = {}
-        self._scratch: Scratch | None = None
-        with contextlib.suppress(OSError):  # without room for it, each engine process holds its own weights
-            self._scratch = Scratch()
         self._decoders = self._decoder_pool()
-        self._engines: WorkerPool | None = None
-        self._scheduler: Scheduler[_Job, _Done] | None = None
+        self._engines = Engines(bundle, settings, self._slab.descriptor, metrics, lambda: self.admission.items <= 1)
+        self._scheduler: Scheduler[Job, Done] | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -116,54 +95,30 @@ class Deployment:
 
     async def start(self) -> None:
         """Starts the processes; each engine passes the bundle's self-test first. Raises EngineError or ServeError."""
-        settings = self._settings
-        spec = settings.engine
-        chosen: dict[str, Any] = {}
         try:
-            if spec == "auto":
-                # Measuring loads every engine: that memory goes with the process that measured.
-                scout = self._engine_pool("auto", 1)
-                found = await scout.start()
-                spec, chosen = str(found["spec"]), {"choice": found["choice"]}
-                scout.close()
             # Both are waited for, that none is left half started where the other fails.
-            started = await asyncio.gather(self._start_engines(spec), self._decoders.start(), return_exceptions=True)
+            started = await asyncio.gather(self._engines.start(), self._decoders.start(), return_exceptions=True)
             for one in started:
                 if isinstance(one, BaseException):
                     raise one  # noqa: TRY301  # the handler below closes what did start
-            self.ready = {**cast("dict[str, Any]", started[0]), **chosen}
+            self.ready = cast("dict[str, Any]", started[0])
         except BaseException:
             await self.close()
             raise
+        settings = self._settings
         self._scheduler = Scheduler(
-            self._run_batch, settings.lanes(), settings.batch(), settings.batch_delay_s, self.admission.observe
+            self._engines.run, settings.lanes(), settings.batch(), settings.batch_delay_s, self.admission.observe
         )
-
-    async def _start_engines(self, spec: str) -> dict[str, Any]:
-        self._engines = self._engine_pool(spec, self._settings.lanes())
-        try:
-            return await self._engines.start()
-        except ServeError:
-            if self._scratch is None or not any(self._scratch.path.glob("*.onnx")):  # none were shared
-                raise
-            log.warning("an engine process broke down on shared weights; each holds its own")
-            self._scratch.close()
-            self._scratch = None
-            self._engines = self._engine_pool(spec, self._settings.lanes())
-            return await self._engines.start()
 
     async def close(self) -> None:
         """Ends the processes and returns the memory."""
         if self._scheduler is not None:  # an empty one is false
             self._scheduler.stop()
-        if self._engines:
-            self._engines.close()
+        await self._engines.close()
         if self._scheduler is not None:
             await self._scheduler.close()
         self._decoders.close()
         self._slab.close()
-        if self._scratch:
-            self._scratch.close()
 
     async def predict(self, data: bytes, name: str, options: PredictOptions) -> ImageAnswer:
         """One encoded picture to its answer; raises Problem. To be called between `admission.enter` and `leave`."""
@@ -177,7 +132,7 @@ class Deployment:
                 "threshold": options.threshold,
                 "masks": options.masks,
             }
-            done, queued = await self._compute(_Job(lease, item))
+            done, queued = await self._compute(Job(lease, item))
         finally:
             lease.drop()
         height, width = found["frame"]["source"]
@@ -201,7 +156,7 @@ class Deployment:
                 size = self.manifest.input.size
                 frame = {"source": size, "target": size, "inner": size, "top": 0, "left": 0}
             item = {"mode": "tensors", "frame": frame, "heads": None, "threshold": None, "masks": "rle"}
-            done, _ = await self._compute(_Job(lease, item))
+            done, _ = await self._compute(Job(lease, item))
         finally:
             lease.drop()
         end = self.ready["outputs"][-1]["end"]
@@ -256,7 +211,7 @@ class Deployment:
                 if not tries:
                     raise Problem("decoder-failed", f"{job['name']}: the decoder broke down on it twice") from error
 
-    async def _compute(self, job: _Job) -> tuple[_Done, float]:
+    async def _compute(self, job: Job) -> tuple[Done, float]:
         if self._scheduler is None:
             raise Problem("stopping", "the model is not loaded")
         done, queued = await self._scheduler.submit(job, job.item["mode"])
@@ -265,36 +220,6 @@ class Deployment:
         self._traces.past("engine", worked, done.engine_s, batch=done.batch)
         self._traces.past("answer", done.batch * done.answer_s, done.answer_s)
         return done, queued
-
-    async def _run_batch(self, jobs: Sequence[_Job]) -> list[_Done]:
-        if self._engines is None:
-            raise BatchError("the engine is not loaded")
-        for job in jobs:
-            job.lease.hold()
-
-        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def release(found: Answer | None) -> None:
-            for job in jobs:
-                job.lease.drop()
-            if found is not None and "error" not in found[0]:
-                self._metrics.batch(len(jobs))  # also where nobody waits for it any more
-            if not free.done():
-                free.set_result(None)
-
-        head = {"slots": [job.lease.slot for job in jobs], "items": [job.item for job in jobs]}
-        try:
-            answer, payload = await self._engines.call(head, timeout_s=self._settings.engine_timeout_s, release=release)
-        except asyncio.CancelledError:
-            await free  # its stream goes on when its process can
-            raise
-        if "error" in answer:
-            raise BatchError(answer["error"])
-        parts, at = [], 0
-        for length in answer["lengths"]:
-            parts.append(_Done(payload[at : at + length], answer["engine"], answer["answer"] / len(jobs), len(jobs)))
-            at += length
-        return parts
 
     def _decoder_pool(self) -> WorkerPool:
         settings = self._settings
@@ -306,17 +231,3 @@ class Deployment:
         }
         lost = self._metrics.lost
         return WorkerPool(kinds.decoder, plain, settings.decode_lanes(), self._slab.descriptor, "decoder", lost)
-
-    def _engine_pool(self, spec: str, count: int) -> WorkerPool:
-        settings = self._settings
-        size = settings.batch()
-        plain = {
-            "bundle": str(self.bundle.path),
-            "version": self.manifest.version,
-            "engine": spec,
-            "threads": settings.engine_threads(),
-            "shared": str(self._scratch.path) if self._scratch else None,
-            "buckets": sorted({1, *(1 << power for power in range(1, size.bit_length())), size}),
-        }
-        lost, most = self._metrics.lost, 1 << 33  # a batch's tensors may be long, and no stranger's bytes come here
-        return WorkerPool(kinds.engine, plain, count, self._slab.descriptor, "engine", lost, most_bytes=most)

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from pipeline.hardware import cpu_limit
 
+MOST_LONE = 8
+"""Threads beyond which one small picture gains nothing from more."""
+
+
+def on_gpu(spec: str) -> bool:
+    """Whether an engine of that name computes on a GPU."""
+    return spec.endswith((":cuda", ":tensorrt"))
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -19,6 +27,7 @@ class Settings:
         engine: `auto` or an engine's name.
         streams: engine processes of one worker; 0 chooses.
         threads: threads of one engine process; 0 chooses.
+        lone: threads for a picture that is alone in the house; 0 chooses, 1 gives it no more than the others.
         decoders: decode processes of one worker; 0 chooses.
         max_batch: most pictures computed together; 0 chooses.
         batch_delay_s: how long a free stream waits for a fuller batch.
@@ -53,6 +62,7 @@ class Settings:
     engine: str = "auto"
     streams: int = 0
     threads: int = 0
+    lone: int = 0
     decoders: int = 0
     max_batch: int = 0
     batch_delay_s: float = 0.0
@@ -82,7 +92,7 @@ class Settings:
     @property
     def gpu(self) -> bool:
         """Whether the named engine computes on a GPU."""
-        return self.engine.endswith((":cuda", ":tensorrt"))
+        return on_gpu(self.engine)
 
     def lanes(self) -> int:
         """Engine processes of one worker: a core each on a CPU, one on a GPU."""
@@ -95,6 +105,12 @@ class Settings:
     def engine_threads(self) -> int:
         """Threads of one engine process."""
         return self.threads or max(1, cpu_limit() // (self.workers * self.lanes()))
+
+    def lone_threads(self) -> int:
+        """Threads of the process for a picture that is alone; 0 for no such process."""
+        # Several workers know nothing of each other's pictures.
+        found = self.lone or (1 if self.gpu or self.workers > 1 else min(cpu_limit(), MOST_LONE))
+        return found if found > self.engine_threads() else 0
 
     def decode_lanes(self) -> int:
         """Decode processes of one worker."""

@@ -19,7 +19,7 @@ QUEUE, STREAMS, ORIGIN = 40, 2, "https://a.example"
 
 @pytest.fixture(scope="module")
 def service(bundle):
-    options = ("--streams", str(STREAMS), "--decoders", "2", "--queue", str(QUEUE))
+    options = ("--streams", str(STREAMS), "--lone-threads", "1", "--decoders", "2", "--queue", str(QUEUE))
     with Running(bundle, *options, "--body-timeout", "2", "--max-body-mb", "2", "--deadline", "60") as running:
         yield running
 

@@ -46,7 +46,7 @@ async def until(condition):
 
 def test_a_stream_goes_on_when_the_process_has_done_with_what_was_given_up(tmp_path):
     async def test(deployment):
-        engines, queue = deployment._engines, deployment._scheduler
+        engines, queue = deployment._engines.streams, deployment._scheduler
         (worker,) = engines.workers
         os.kill(worker.process.pid, signal.SIGSTOP)
         left = ask(deployment)
@@ -81,9 +81,9 @@ def test_the_end_leaves_no_task_behind(tmp_path):
 
 def test_the_end_waits_for_no_process_that_hangs(tmp_path):
     async def test(deployment):
-        os.kill(deployment._engines.workers[0].process.pid, signal.SIGSTOP)
+        os.kill(deployment._engines.streams.workers[0].process.pid, signal.SIGSTOP)
         left, stayed = ask(deployment), None
-        await until(lambda: not deployment._engines.idle)
+        await until(lambda: not deployment._engines.streams.idle)
         left.cancel()
         stayed = ask(deployment)
         await until(lambda: len(deployment._scheduler) == 1)

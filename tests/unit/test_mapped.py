@@ -103,7 +103,7 @@ def test_a_network_that_breaks_down_on_shared_weights_is_held_by_each(tmp_path, 
 
     async def body():
         deployment = Deployment(bundle, "1", Settings("", engine="onnxruntime", streams=1, decoders=1), Metrics())
-        target = deployment._engine_pool
+        target = deployment._engines._pool
 
         def pool(spec, count):
             found = target(spec, count)
@@ -111,7 +111,7 @@ def test_a_network_that_breaks_down_on_shared_weights_is_held_by_each(tmp_path, 
                 found.target = breaks_down
             return found
 
-        monkeypatch.setattr(deployment, "_engine_pool", pool)
+        monkeypatch.setattr(deployment._engines, "_pool", pool)
         await deployment.start()
         assert deployment.ready["spec"] == "onnxruntime:fp32"
         await deployment.close()

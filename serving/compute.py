@@ -1,0 +1,192 @@
+"""The engine processes of one model version: a core each for many pictures, all cores for one that is alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.bundle import Bundle
+from pipeline.errors import EngineError, ServeError
+from serving.observe import Metrics
+from serving.scheduler import BatchError
+from serving.scratch import Scratch
+from serving.settings import Settings, on_gpu
+from serving.workers import kinds, wire
+from serving.workers.link import Answer
+from serving.workers.pool import WorkerPool
+from serving.workers.slab import Lease
+
+log = logging.getLogger("trifocal.compute")
+
+LONE_AFTER_S = 1.0
+"""Seconds after the start when the process for lone pictures follows: the first answers need the cores themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A picture in a slot of shared memory, and what is wanted of it."""
+
+    lease: Lease
+    item: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An answer's bytes, the seconds that its batch and its own JSON took, and the batch's size."""
+
+    payload: bytes
+    engine_s: float
+    answer_s: float
+    batch: int
+
+
+class Engines:
+    """Processes that compute batches.
+
+    As many as there are streams have a core each, which makes the most of the cores where all are busy. One more has
+    all cores: a picture that is alone in the house would leave the others idle. It starts a little later, and where it
+    does not start or is at work, the streams serve.
+
+    Args:
+        bundle: the network.
+        settings: the service's.
+        descriptor: the slab's.
+        metrics: where batches and lost processes are counted.
+        alone: whether no more than one picture is in the house.
+    """
+
+    def __init__(
+        self, bundle: Bundle, settings: Settings, descriptor: int, metrics: Metrics, alone: Callable[[], bool]
+    ) -> None:
+        self.bundle, self._settings, self._descriptor = bundle, settings, descriptor
+        self._metrics, self._alone = metrics, alone
+        self.streams: WorkerPool | None = None
+        self.lone: WorkerPool | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
+        self._scratch: Scratch | None = None
+        with contextlib.suppress(OSError):  # without room for it, each engine process holds its own weights
+            self._scratch = Scratch()
+
+    async def start(self) -> wire.Head:
+        """Starts the streams; each passes the bundle's self-test first. What one says of itself.
+
+        Raises:
+            EngineError: the engine cannot run.
+            ServeError: a process did not start.
+        """
+        spec = self._settings.engine
+        chosen: wire.Head = {}
+        if spec == "auto":
+            # Measuring loads every engine: that memory goes with the process that measured.
+            scout = self._pool("auto", 1)
+            found = await scout.start()
+            spec, chosen = str(found["spec"]), {"choice": found["choice"]}
+            scout.close()
+        ready = {**await self._start_streams(spec), **chosen}
+        if self._settings.lone_threads() and not on_gpu(spec):
+            self._later = asyncio.get_running_loop().call_later(LONE_AFTER_S, self._start_lone, spec)
+        return ready
+
+    async def run(self, jobs: Sequence[Job]) -> list[Done]:
+        """A batch's answers in order.
+
+        Cancelling this ends the batch where its engine can; it then returns when the process is free again.
+
+        Raises:
+            BatchError: the engine refused it.
+            WorkerLostError: its process died or hung.
+        """
+        pool = self._pick()
+        for job in jobs:
+            job.lease.hold()
+
+        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def release(found: Answer | None) -> None:
+            for job in jobs:
+                job.lease.drop()
+            if found is not None and "error" not in found[0]:
+                self._metrics.batch(len(jobs))  # also where nobody waits for it any more
+            if not free.done():
+                free.set_result(None)
+
+        head = {"slots": [job.lease.slot for job in jobs], "items": [job.item for job in jobs]}
+        try:
+            answer, payload = await pool.call(head, timeout_s=self._settings.engine_timeout_s, release=release)
+        except asyncio.CancelledError:
+            await free  # its stream goes on when its process can
+            raise
+        if "error" in answer:
+            raise BatchError(answer["error"])
+        return _taken_apart(answer, payload)
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        self._closed = True
+        if self._later is not None:
+            self._later.cancel()
+        for pool in (self.streams, self.lone):
+            if pool is not None:
+                pool.close()
+        if self._starting is not None:
+            await self._starting
+        if self._scratch is not None:
+            self._scratch.close()
+
+    def _pick(self) -> WorkerPool:
+        if self.streams is None:
+            raise BatchError("the engine is not loaded")
+        return self.lone if self.lone is not None and self.lone.idle and self._alone() else self.streams
+
+    async def _start_streams(self, spec: str) -> wire.Head:
+        self.streams = self._pool(spec, self._settings.lanes())
+        try:
+            return await self.streams.start()
+        except ServeError:
+            if self._scratch is None or not any(self._scratch.path.glob("*.onnx")):  # none were shared
+                raise
+            log.warning("an engine process broke down on shared weights; each holds its own")
+            self._scratch.close()
+            self._scratch = None
+            self.streams = self._pool(spec, self._settings.lanes())
+            return await self.streams.start()
+
+    def _start_lone(self, spec: str) -> None:
+        self.lone = self._pool(spec, 1, self._settings.lone_threads())
+        self._starting = asyncio.ensure_future(self._await_lone(self.lone))
+
+    async def _await_lone(self, pool: WorkerPool) -> None:
+        try:
+            await pool.start()
+        except (EngineError, ServeError) as error:
+            if not self._closed:
+                log.warning("no process for lone pictures, which the others compute: %s", error)
+
+    def _pool(self, spec: str, count: int, threads: int | None = None) -> WorkerPool:
+        settings = self._settings
+        size = settings.batch()
+        plain = {
+            "bundle": str(self.bundle.path),
+            "version": self.bundle.manifest.version,
+            "engine": spec,
+            "threads": threads or settings.engine_threads(),
+            "shared": str(self._scratch.path) if self._scratch else None,
+            "buckets": sorted({1, *(1 << power for power in range(1, size.bit_length())), size}),
+        }
+        lost, most = self._metrics.lost, 1 << 33  # a batch's tensors may be long, and no stranger's bytes come here
+        return WorkerPool(kinds.engine, plain, count, self._descriptor, "engine", lost, most_bytes=most)
+
+
+def _taken_apart(answer: wire.Head, payload: bytes) -> list[Done]:
+    """One `Done` for each picture of a batch."""
+    parts, at, count = [], 0, len(answer["lengths"])
+    for length in answer["lengths"]:
+        parts.append(Done(payload[at : at + length], answer["engine"], answer["answer"] / count, count))
+        at += length
+    return parts
