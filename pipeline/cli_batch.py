@@ -17,7 +17,7 @@ from serving.batch.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.bundle import HeadSpec
-    from serving.batch.run import Scorer
+    from serving.batch.scorer import Scorer
     from serving.batch.sources import Source
 
 
@@ -85,8 +85,10 @@ def settings_from(argv: list[str]) -> Settings:
     if 0 < given.tile < LEAST_TILE:
         raise ConfigError(f"--tile must be 0 (whole pictures) or at least {LEAST_TILE} pixels, not {given.tile}")
     if len(given.source) > 1:
+        from serving.batch.names import public
+
         raise ConfigError(
-            f"{len(given.source)} sources, {given.source[0]} and more; give one: a folder, a list file, or a glob in quotes,"
+            f"{len(given.source)} sources, {public(given.source[0])} and more; give one: a folder, a list file, or a glob in quotes,"
             " which keep the shell from taking it apart"
         )
     if not given.source[0]:
@@ -145,7 +147,9 @@ def main(argv: list[str]) -> int:
         error.exit_code = 1
         raise
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on where it stopped")
+        _say(
+            f"interrupted; the same command{' without --restart' if '--restart' in argv else ''} goes on where it stopped"
+        )
         return 130
     sys.stdout.write(printed(summary, shown(os.fsencode(settings.out))))
     return exit_code(summary)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.errors import EngineError, ServeError
+from serving.admission import Admission
 from serving.observe import Metrics
 from serving.scheduler import BatchError
 from serving.scratch import Scratch
@@ -47,31 +49,39 @@ class Done:
 class Engines:
     """Processes that compute batches.
 
-    As many as there are streams have a core each, which makes the most of the cores where all are busy. One more has
-    all cores: a picture that is alone in the house would leave the others idle. It starts a little later, and where it
-    does not start or is at work, the streams serve.
+    As many as there are streams share the cores, which makes the most of them where all are busy. One more has
+    all (eight at most): a picture that is alone in the house would leave the others idle. It starts a little later, and
+    where it does not start or is at work, the streams serve.
 
     Args:
         bundle: the network.
         settings: the service's.
         descriptor: the slab's.
         metrics: where batches and lost processes are counted.
-        alone: whether no more than one picture is in the house.
+        house: knows how many pictures there are, and learns how long a stream takes.
     """
 
-    def __init__(
-        self, bundle: Bundle, settings: Settings, descriptor: int, metrics: Metrics, alone: Callable[[], bool]
-    ) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings, descriptor: int, metrics: Metrics, house: Admission) -> None:
         self.bundle, self._settings, self._descriptor = bundle, settings, descriptor
-        self._metrics, self._alone = metrics, alone
+        self._metrics, self._house = metrics, house
         self.streams: WorkerPool | None = None
         self.lone: WorkerPool | None = None
         self._later: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self._closed = False
+        self._spec, self._choice = settings.engine, wire.Head()
         self._scratch: Scratch | None = None
         with contextlib.suppress(OSError):  # without room for it, each engine process holds its own weights
             self._scratch = Scratch()
+
+    async def choose(self) -> None:
+        """Measures which engine is the fastest where that is asked for; raises EngineError or ServeError."""
+        if self._spec == "auto":
+            # Measuring loads every engine: that memory goes with the process that measured.
+            scout = self._pool("auto", 1)
+            found = await scout.start()
+            self._spec, self._choice = str(found["spec"]), {"choice": found["choice"]}
+            scout.close()
 
     async def start(self) -> wire.Head:
         """Starts the streams; each passes the bundle's self-test first. What one says of itself.
@@ -80,17 +90,9 @@ class Engines:
             EngineError: the engine cannot run.
             ServeError: a process did not start.
         """
-        spec = self._settings.engine
-        chosen: wire.Head = {}
-        if spec == "auto":
-            # Measuring loads every engine: that memory goes with the process that measured.
-            scout = self._pool("auto", 1)
-            found = await scout.start()
-            spec, chosen = str(found["spec"]), {"choice": found["choice"]}
-            scout.close()
-        ready = {**await self._start_streams(spec), **chosen}
-        if self._settings.lone_threads() and not on_gpu(spec):
-            self._later = asyncio.get_running_loop().call_later(LONE_AFTER_S, self._start_lone, spec)
+        ready = {**await self._start_streams(), **self._choice}
+        if self._settings.lone_threads() and not on_gpu(self._spec):
+            self._later = asyncio.get_running_loop().call_later(LONE_AFTER_S, self._start_lone)
         return ready
 
     async def run(self, jobs: Sequence[Job]) -> list[Done]:
@@ -102,7 +104,7 @@ class Engines:
             BatchError: the engine refused it.
             WorkerLostError: its process died or hung.
         """
-        pool = self._pick()
+        pool, begun = self._pick(), time.monotonic()
         for job in jobs:
             job.lease.hold()
 
@@ -124,10 +126,12 @@ class Engines:
             raise
         if "error" in answer:
             raise BatchError(answer["error"])
+        if pool is self.streams:  # a lone picture's time tells nothing of a queue's
+            self._house.observe(len(jobs), time.monotonic() - begun)
         return _taken_apart(answer, payload)
 
     async def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes and removes what they shared."""
         self._closed = True
         if self._later is not None:
             self._later.cancel()
@@ -142,10 +146,10 @@ class Engines:
     def _pick(self) -> WorkerPool:
         if self.streams is None:
             raise BatchError("the engine is not loaded")
-        return self.lone if self.lone is not None and self.lone.idle and self._alone() else self.streams
+        return self.lone if self.lone is not None and self.lone.idle and self._house.items <= 1 else self.streams
 
-    async def _start_streams(self, spec: str) -> wire.Head:
-        self.streams = self._pool(spec, self._settings.lanes())
+    async def _start_streams(self) -> wire.Head:
+        self.streams = self._pool(self._spec, self._settings.lanes())
         try:
             return await self.streams.start()
         except ServeError:
@@ -154,23 +158,26 @@ class Engines:
             log.warning("an engine process broke down on shared weights; each holds its own")
             self._scratch.close()
             self._scratch = None
-            self.streams = self._pool(spec, self._settings.lanes())
+            self.streams = self._pool(self._spec, self._settings.lanes())
             return await self.streams.start()
 
-    def _start_lone(self, spec: str) -> None:
-        self.lone = self._pool(spec, 1, self._settings.lone_threads())
+    def _start_lone(self) -> None:
+        self.lone = self._pool(self._spec, 1, self._settings.lone_threads())
         self._starting = asyncio.ensure_future(self._await_lone(self.lone))
 
     async def _await_lone(self, pool: WorkerPool) -> None:
         try:
             await pool.start()
-        except (EngineError, ServeError) as error:
+        except (EngineError, ServeError, OSError, EOFError) as error:  # the last: the nursery died over it
             if not self._closed:
-                log.warning("no process for lone pictures, which the others compute: %s", error)
+                told = error or type(error).__name__
+                log.warning("no process for lone pictures, which the others compute: %s", told)
+        else:
+            log.info("a picture that is alone has %d threads", self._settings.lone_threads())
 
     def _pool(self, spec: str, count: int, threads: int | None = None) -> WorkerPool:
         settings = self._settings
-        size = settings.batch()
+        size = 1 if threads else settings.batch()  # a lone picture is a batch
         plain = {
             "bundle": str(self.bundle.path),
             "version": self.bundle.manifest.version,

@@ -84,7 +84,7 @@ class Deployment:
         )
         self.ready: dict[str, Any] = {}
         self._decoders = self._decoder_pool()
-        self._engines = Engines(bundle, settings, self._slab.descriptor, metrics, lambda: self.admission.items <= 1)
+        self._engines = Engines(bundle, settings, self._slab.descriptor, metrics, self.admission)
         self._scheduler: Scheduler[Job, Done] | None = None
 
     @property
@@ -96,6 +96,7 @@ class Deployment:
     async def start(self) -> None:
         """Starts the processes; each engine passes the bundle's self-test first. Raises EngineError or ServeError."""
         try:
+            await self._engines.choose()
             # Both are waited for, that none is left half started where the other fails.
             started = await asyncio.gather(self._engines.start(), self._decoders.start(), return_exceptions=True)
             for one in started:
@@ -106,9 +107,7 @@ class Deployment:
             await self.close()
             raise
         settings = self._settings
-        self._scheduler = Scheduler(
-            self._engines.run, settings.lanes(), settings.batch(), settings.batch_delay_s, self.admission.observe
-        )
+        self._scheduler = Scheduler(self._engines.run, settings.lanes(), settings.batch(), settings.batch_delay_s)
 
     async def close(self) -> None:
         """Ends the processes and returns the memory."""

@@ -40,7 +40,6 @@ class Scheduler(Generic[Work, Result]):
         streams: batches side by side.
         max_batch: most items of a batch.
         delay_s: how long a free stream waits for a fuller batch; 0 on a CPU.
-        observe: called with each batch's size and seconds.
     """
 
     def __init__(
@@ -49,9 +48,8 @@ class Scheduler(Generic[Work, Result]):
         streams: int,
         max_batch: int,
         delay_s: float = 0.0,
-        observe: Callable[[int, float], None] | None = None,
     ) -> None:
-        self._run, self._max_batch, self._delay_s, self._observe = run, max_batch, delay_s, observe
+        self._run, self._max_batch, self._delay_s = run, max_batch, delay_s
         self._queue: deque[_Entry[Work, Result]] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._free = streams
@@ -142,8 +140,6 @@ class Scheduler(Generic[Work, Result]):
             return
         if results is None:
             return
-        if self._observe:
-            self._observe(len(batch), self._loop.time() - begun)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result((result, begun - entry.queued_at))

@@ -2,6 +2,7 @@
 
     DIR/.batch/run.json     what was asked for, and whether it is finished
     DIR/.batch/plan.sqlite  the list of files, until the run is finished
+    DIR/.batch/plan.new.sqlite  that list while nothing is sure yet
     DIR/.batch/parts/       answers so far, a file for each part, named by what it answers for
     DIR/.batch/tmp/         files being written
     DIR/.batch/clearing     names what another run left while that is removed
@@ -54,7 +55,7 @@ class Journal:
 
     def __init__(self, out: Path) -> None:
         self.out, self.home = out, out / FOLDER
-        self.plan = self.home / "plan.sqlite"
+        self.plan, self.new_plan = self.home / "plan.sqlite", self.home / "plan.new.sqlite"
         try:
             if out.exists() and not self.home.is_dir() and (not out.is_dir() or any(out.iterdir())):
                 raise ConfigError(f"{out} exists and holds something else; name another folder with --out")

@@ -7,7 +7,9 @@ import re
 from pipeline.errors import ImageError
 
 _PASSWORD = re.compile(r"(://[^/:@\s]*):[^/\s]*@")
-_TOKEN = re.compile(r"([?&][\w.-]*(?:token|sig|key|secret|password|credential|auth)[\w.-]*=)[^&\s]*", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"([?&;#][\w.-]*(?:token|sig|signature|key|secret|password|pwd|credential|auth|jwt)=)[^&;\s'\"]*", re.IGNORECASE
+)
 _ESCAPE = re.compile(rb"\\\\|\\x([0-9a-f]{2})")
 
 

@@ -7,7 +7,8 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,45 @@ class Answers:
         return {"number": batch["number"], "done": [pickle.dumps((found, kept.files))]}
 
 
+@contextmanager
+def joined(workers: int) -> Iterator[None]:
+    """A cluster, joined where RAY_ADDRESS names one; otherwise Ray starts on this machine, and ends with the block.
+
+    Where this process is part of one already, nothing happens.
+
+    Raises:
+        EngineError: ray is not installed, or the cluster cannot be joined.
+    """
+    _require_ray()
+    # Ray's agents and its usage report are nothing a folder needs.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    cluster = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if cluster else here))
+    except Exception as error:
+        raise EngineError(
+            f"--engine ray: {_first_line(error)}; see that the cluster at RAY_ADDRESS={cluster} runs and, where it"
+            " asks for a token, that RAY_AUTH_MODE=token is set and ~/.ray/auth_token is the cluster's"
+            if cluster
+            else f"--engine ray: Ray does not start here: {_first_line(error)}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise EngineError(f"--engine ray: ray is not installed: {INSTALL}")
+
+
 class RayRun:
     """Answers parts by an actor pool of Ray Data.
 
@@ -90,8 +130,7 @@ class RayRun:
     def __init__(
         self, bundle: Bundle, settings: Settings, engine: str, journal: Journal, store: Store, told: Told
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise EngineError(f"--engine ray: ray is not installed: {INSTALL}")
+        _require_ray()
         source = settings.source if "://" in settings.source else os.path.abspath(settings.source)
         self._settings = replace(settings, engine=engine, source=source, out=settings.out.resolve())
         names = ["bundle.json", *bundle.manifest.files]
@@ -99,37 +138,17 @@ class RayRun:
         self._journal, self._store, self._told = journal, store, told
 
     def run(self, parts: Iterable[Part], workers: int) -> None:
-        """Answers all parts, in any order; raises what an actor raised.
-
-        A cluster is joined where RAY_ADDRESS names one; otherwise Ray starts on this machine, and ends with the run.
-        """
+        """Answers all parts, in any order; raises what an actor raised."""
         waiting = list(parts)
         if not waiting:
             return
-        # Ray's agents and its usage report are nothing a folder needs.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
+        with joined(workers):
+            import ray
 
-        mine = not ray.is_initialized()
-        if mine:
-            here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
-            cluster = os.environ.get("RAY_ADDRESS")
             try:
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if cluster else here))
-            except Exception as error:
-                raise EngineError(
-                    f"--engine ray: {_first_line(error)}; see that the cluster at RAY_ADDRESS={cluster} runs and, where it"
-                    " asks for a token, that RAY_AUTH_MODE=token is set and ~/.ray/auth_token is the cluster's"
-                    if cluster
-                    else f"--engine ray: Ray does not start here: {_first_line(error)}"
-                ) from error
-        try:
-            self._stream(ray, waiting, workers)
-        except ray.exceptions.RayError as error:
-            raise _cause(error) from error
-        finally:
-            if mine:
-                ray.shutdown()
+                self._stream(ray, waiting, workers)
+            except ray.exceptions.RayError as error:
+                raise _cause(error) from error
 
     def _stream(self, ray: Any, waiting: list[Part], workers: int) -> None:
         context = ray.data.DataContext.get_current()

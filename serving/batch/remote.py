@@ -33,6 +33,11 @@ class RemoteFiles:
         from fsspec.core import url_to_fs
 
         self.url = public(url)
+        if url.startswith(("http://", "https://")) and "=" in url.partition("?")[2]:
+            raise DataError(
+                f"{self.url}: a URL with a query names one object, and its signature would be written down beside the answers;"
+                " fetch the object, or name its folder as s3://… or the like"
+            )
         self._pattern = ""
         fixed = url
         while glob.has_magic(fixed):
@@ -89,7 +94,7 @@ class RemoteFiles:
                 ):  # not an empty object that stands for a folder
                     yield self._entry(str(info["name"]), info)
         for place, error in troubles:
-            yield Entry(place.encode() + b"/", "", f"the folder cannot be read: {public(str(error))}")
+            yield Entry(public(place).encode() + b"/", "", f"the folder cannot be read: {public(str(error))}")
 
     def _entry(self, path: str, info: dict[str, Any]) -> Entry:
         name = path.removeprefix(self._root).lstrip("/") or path.rpartition("/")[2]

@@ -8,9 +8,10 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.bundle import Bundle, HeadSpec
 from pipeline.errors import ConfigError, DataError
@@ -22,42 +23,20 @@ from serving.batch.plan import Part, Plan
 from serving.batch.progress import Progress
 from serving.batch.report import report
 from serving.batch.resume import differences, labels_stamp, lost, run_identity
-from serving.batch.rows import ImageResult, table_of
+from serving.batch.rows import table_of
+from serving.batch.scorer import MakeScorer, Scorer
 from serving.batch.settings import Settings
 from serving.batch.sources import Source, open_source
 from serving.batch.summary import Timing, summary_of
 from serving.batch.tally import Tally
 from serving.batch.views import check_views
-from serving.batch.work import Done, Worker
+from serving.batch.work import Done, Worker, may_be_image
 from serving.batch.writers.base import Context
 from serving.batch.writers.registry import check_formats, idle, once, run_writers
 from serving.engines.registry import usable_cores
 from serving.predictor import Predictor
 
 Say = Callable[[str], None]
-
-
-class Scorer(Protocol):
-    """Judges answers by labels.
-
-    Attributes:
-        number, categories: as in Context.
-    """
-
-    number: Callable[[str], int | None] | None
-    categories: dict[str, int] | None
-
-    def add(self, result: ImageResult) -> None:
-        """Takes the next image."""
-
-    def scores(self) -> dict[str, dict[str, float]]:
-        """Metrics by head."""
-
-    def knows(self, name: bytes) -> bool:
-        """Whether an image is labelled."""
-
-
-MakeScorer = Callable[[Source, dict[str, HeadSpec]], Scorer]
 
 
 @dataclass(slots=True)
@@ -94,8 +73,7 @@ class BatchRun:
         except (OSError, sqlite3.OperationalError) as error:  # the list of files is SQLite's
             reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{self.settings.out} cannot be written: {reason}; when that is mended, the same"
-                " command goes on where it stopped"
+                f"{self.settings.out} cannot be written: {reason}; when that is mended, {again(self.settings.restart)}"
             ) from error
         finally:
             journal.close()
@@ -127,28 +105,28 @@ class BatchRun:
                 f"{self.settings.out} holds a run with {told}; repeat it with those, name another folder with --out,"
                 " or throw it away with --restart"
             )
-        plan = self._plan(source, journal, state)
+        self.say(f"listing {shown(os.fsencode(public(self.settings.source)))}")
+        plan = Plan.build(journal.new_plan, source.entries())
         try:
+            if not len(plan):
+                raise DataError(f"{public(self.settings.source)} holds no file")
             if state is not None and state["finished"]:
                 return self._finished(journal, state, plan)
             return self._work(source, journal, state, identity, plan, started)
         finally:
             plan.close()
+            journal.new_plan.unlink(missing_ok=True)
 
-    def _plan(self, source: Source, journal: Journal, state: dict[str, Any] | None) -> Plan:
-        """The list of files, compared with the one that an unfinished run began with."""
-        self.say(f"listing {shown(os.fsencode(public(self.settings.source)))}")
-        new, old = journal.home / "plan.new.sqlite", journal.plan
-        plan = Plan.build(new, source.entries())
-        if not len(plan):
-            plan.close()
-            raise DataError(f"{public(self.settings.source)} holds no file")
+    def _begin(self, source: Source, journal: Journal, plan: Plan, state: dict[str, Any] | None) -> None:
+        """Throws away what the earlier run left and this one cannot use: now that nothing can refuse this one any more."""
         if self.settings.restart:
-            return plan  # the earlier run stands until nothing is left that could refuse this one
-        if state is not None and not state["finished"] and self._changed(plan, old) and self.settings.per_image:
+            if not any(may_be_image(source, item) for part in plan.parts(1000) for item in part.items):
+                raise DataError(f"{public(self.settings.source)} holds no image")
+            self.say("whatever an earlier run left is thrown away")
+            journal.clear(keep=plan.path)
+        elif state is not None and self._changed(plan, journal.plan) and self.settings.per_image:
             journal.drop_outputs()
-        plan.move(old)
-        return plan
+        plan.move(journal.plan)
 
     def _changed(self, plan: Plan, earlier: Path) -> bool:
         """Whether the files are others than when the run began; says how."""
@@ -213,19 +191,26 @@ class BatchRun:
             raise DataError(f"--data.root {settings.labels} cannot be read: {error.strerror or error}") from error
         if scorer is not None and not any(scorer.knows(item.name) for part in plan.parts(1000) for item in part.items):
             raise DataError(f"--data.root labels none of the images of {public(settings.source)}; are they its images?")
-        if settings.restart:
-            journal.clear(keep=plan.path)
-            plan.move(journal.plan)
-        state = {"identity": identity, "engine": engine, "finished": False}
-        journal.save_state(state)
-        timing = Timing()
-        self._answer(source, journal, plan, predictor, workers, timing)
+        with self._cluster(workers):
+            self._begin(source, journal, plan, state)
+            state = {"identity": identity, "engine": engine, "finished": False}
+            journal.save_state(state)
+            timing = Timing()
+            self._answer(source, journal, plan, predictor, workers, timing)
         summary = self._conclude(source, journal, plan, engine, timing, started, scorer)
         ended = {"finished": True, "files": plan.digest(), "count": len(plan), "labels": labels}
         journal.save_state(state | ended | {"held": journal.held()})
         journal.drop_parts()
         plan.path.unlink()
         return summary
+
+    def _cluster(self, workers: int) -> AbstractContextManager[None]:
+        """Ray's, where it must be known to be there before an earlier run is thrown away; joined when needed otherwise."""
+        if not (self.settings.ray and self.settings.restart):
+            return nullcontext()
+        from serving.batch.ray_run import joined
+
+        return joined(workers)
 
     def _answer(
         self, source: Source, journal: Journal, plan: Plan, predictor: Predictor, workers: int, timing: Timing
@@ -301,6 +286,11 @@ class BatchRun:
         summary["timing"] = timing.plain()
         journal.put("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
         return summary
+
+
+def again(restart: bool) -> str:
+    """How a run that was stopped goes on."""
+    return f"the same command{' without --restart' if restart else ''} goes on where it stopped"
 
 
 def exit_code(summary: dict[str, Any]) -> int:

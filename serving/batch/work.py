@@ -79,6 +79,16 @@ def read_item(source: Source, item: Item, most: int | None = None) -> Content:
     return content if len(content) <= most else None
 
 
+def may_be_image(source: Source, item: Item) -> bool:
+    """Whether a file will be answered or be an error, not skipped."""
+    if item.problem or has_image_ending(item.name):
+        return not item.skip
+    try:
+        return looks_like_image(item.name, source.read(item.name, HEAD))
+    except ImageError:
+        return True
+
+
 class Files(Protocol):
     """Where files of single images go."""
 

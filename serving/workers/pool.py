@@ -276,6 +276,9 @@ class WorkerPool:
 
         worker = Worker(process, await Link.over(ours, heard, self._start_timeout_s, self._most_bytes), ends, {})
         self.workers.append(worker)
+        if self._was_closed():  # meanwhile: this worker was not yet among those that were ended
+            self._end(worker)
+            raise ServeError(f"the {self.kind}s were stopped")
         answer = await first
         if answer is None:
             self._end(worker)

@@ -60,10 +60,12 @@ def test_one_picture_has_all_cores_and_several_share_the_streams(tmp_path):
         assert [pool.settings["threads"] for pool in (engines.streams, engines.lone)] == [1, 2]
         alone = await ask(deployment)
         assert (jobs(engines.streams), jobs(engines.lone)) == (0, 1)
+        assert deployment.admission._seconds == 0  # the queue's pace is the streams'
         with deployment.admission.ticket(10) as another:
             another.take_items(1)
             together = await ask(deployment)
         assert (jobs(engines.streams), jobs(engines.lone)) == (1, 1)
+        assert deployment.admission._seconds > 0
         assert together.heads == alone.heads
         await deployment.close()
 
@@ -88,7 +90,8 @@ def test_a_lone_picture_outlives_its_process_which_comes_back(tmp_path):
     with_deployment(tmp_path / "known", test)
 
 
-def test_one_that_cannot_start_is_done_without(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("fault", ["no int8 ONNX file", "Too many open files"])
+def test_one_that_cannot_start_is_done_without(fault, tmp_path, monkeypatch, caplog):
     async def test(deployment):
         engines = deployment._engines
         await until(lambda: engines._starting is not None and engines._starting.done())
@@ -96,15 +99,25 @@ def test_one_that_cannot_start_is_done_without(tmp_path, monkeypatch, caplog):
         assert jobs(engines.streams) == 1
         assert not engines.lone.idle
         await deployment.close()
+        assert deployment._slab.free == deployment._slab.count
+
+    async def fail():
+        raise OSError(24, "Too many open files")
 
     real = compute.Engines._pool
 
     def pool(self, spec, count, threads=None):
-        return real(self, "onnxruntime:int8" if threads else spec, count, threads)  # the bundle has no such file
+        if fault == "no int8 ONNX file":
+            return real(self, "onnxruntime:int8" if threads else spec, count, threads)
+        found = real(self, spec, count, threads)
+        if threads:
+            found.start = fail
+        return found
 
     monkeypatch.setattr(compute.Engines, "_pool", pool)
     with_deployment(tmp_path / "known", test)
-    assert "no process for lone pictures, which the others compute: bundle" in caplog.text
+    assert "no process for lone pictures, which the others compute: " in caplog.text
+    assert fault in caplog.text
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.05])

@@ -10,7 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
+import serving.batch.run as running
 from pipeline.bundle import read_bundle
 from serving.batch.run import BatchRun
 from serving.batch.settings import Settings
@@ -62,3 +64,19 @@ def listed(out):
     """Reasons by file, and the images that were answered."""
     errors = {e["image"]: e for e in map(json.loads, (out / "errors.jsonl").read_text().splitlines())}
     return errors, Counter(pq.read_table(out / "predictions.parquet")["image"].to_pylist())
+
+
+def interrupted(folder, model, out, monkeypatch, after=2, **options):
+    """A run stopped by its user when some parts stand."""
+    real, calls = running.write_part, []
+
+    def stop(*arguments):
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(1)
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "write_part", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(folder, model, out, part=4, **options)

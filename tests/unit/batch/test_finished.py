@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from pipeline.errors import ConfigError, TrifocalError
+from serving.batch import ray_run
 from serving.batch.writers.registry import FORMATS
-from tests.unit.batch.helpers import content, fill, picture, predict
+from tests.unit.batch.helpers import content, fill, interrupted, picture, predict
 from tests.unit.bundles import known_bundle
 
 EVERYTHING = {"formats": FORMATS, "overlay": True, "crops": True}
@@ -69,19 +72,43 @@ def test_a_foreign_folder_is_left_alone(model, tmp_path):
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_restart_that_is_refused_throws_nothing_away(model, tmp_path):
+def test_a_restart_that_is_refused_throws_nothing_away(model, tmp_path, monkeypatch):
     folder, out, empty = fill(tmp_path / "in", 5), tmp_path / "out", tmp_path / "empty"
     predict(folder, model, out, **EVERYTHING)
     before = content(out)
     empty.mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no picture")
+    monkeypatch.setattr(ray_run.importlib.util, "find_spec", lambda name: None if name == "ray" else find_spec(name))
     for source, options, told in (
         (tmp_path / "misspelt", {}, "does not exist"),
         (empty, {}, "holds no file"),
+        (tmp_path / "notes", {}, "holds no image"),
+        (folder, {"engine": "ray"}, "ray is not installed"),
         (folder, {"engine": "onnxruntime:int8"}, "int8"),
     ):
         with pytest.raises(TrifocalError, match=told):
             predict(source, model, out, restart=True, **EVERYTHING | options)
         assert content(out) == before
         assert predict(folder, model, out, **EVERYTHING)[1][-1].endswith("is finished already; nothing was done")
-    predict(folder, model, out, restart=True, **EVERYTHING)
+    lines = predict(folder, model, out, restart=True, **EVERYTHING)[1]
     assert content(out) == before
+    assert "whatever an earlier run left is thrown away" in lines
+
+
+def test_an_unfinished_run_that_is_refused_keeps_its_work(model, tmp_path, monkeypatch):
+    folder, out = fill(tmp_path / "in", 12), tmp_path / "out"
+    interrupted(folder, model, out, monkeypatch, overlay=True)
+    parts, state = out / ".batch" / "parts", out / ".batch" / "run.json"
+    before, text = sorted(parts.iterdir()), state.read_text()
+    assert len(before) == 2
+    (folder / "011.png").write_bytes(picture(99))
+    state.write_text(text.replace("onnxruntime:fp32 ", "onnxruntime:fp32 0."))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="was begun on engine"):
+            predict(folder, model, out, part=4, overlay=True)
+        assert sorted(parts.iterdir()) == before
+    state.write_text(text)
+    summary, lines = predict(folder, model, out, part=4, overlay=True)
+    assert summary["images"]["answered"] == 12
+    assert any("1 changed (011.png)" in line for line in lines)

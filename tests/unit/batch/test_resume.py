@@ -24,7 +24,7 @@ from serving.batch.progress import Progress
 from serving.batch.run import exit_code
 from serving.batch.work import Done, Read
 from serving.batch.writers.registry import FORMATS
-from tests.unit.batch.helpers import content, fill, picture, predict
+from tests.unit.batch.helpers import content, fill, interrupted, picture, predict
 from tests.unit.bundles import known_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -128,24 +128,6 @@ def test_no_file_has_its_name_before_it_is_on_disk(folder, model, unbroken, tmp_
     predict(folder, model, tmp_path / "out", part=4, **EVERYTHING)
     assert len(named) > len(unbroken)
     assert content(tmp_path / "out") == unbroken
-
-
-def interrupted(folder, model, out, monkeypatch, after=2, **options):
-    """A run stopped by its user when some parts stand."""
-    import serving.batch.run as running
-
-    real, calls = running.write_part, []
-
-    def stop(*arguments):
-        if len(calls) == after:
-            raise KeyboardInterrupt
-        calls.append(1)
-        real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "write_part", stop)
-        with pytest.raises(KeyboardInterrupt):
-            predict(folder, model, out, part=4, **options)
 
 
 def test_the_bar_counts_only_what_this_process_answers_as_its_speed():
