@@ -41,8 +41,7 @@ def main(argv: list[str]) -> int:
     from serving.server import bind
 
     set_up_logs(settings.log_format)
-    listening = bind(settings)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with bind(settings) as listening, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_run(settings, listening, Metrics()))
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pipeline.errors import BundleError
 from pipeline.registered import ModelRef
 from serving.registry import cache_folder
 from tests.e2e.services import Running, picture
+from tests.e2e.stack import free_port
 from tests.unit.bundles import known_bundle
 
 
@@ -132,8 +134,11 @@ def test_a_bundle_that_was_altered_is_not_swapped_in(tmp_path):
 
 
 def test_mistakes_in_a_models_name_are_told(command):
-    code, _, err = command("serve", "models:/known")
+    port = free_port()
+    code, _, err = command("serve", "models:/known", "--port", str(port))
     assert code == 2
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # the command let go of it
     assert "models:/NAME@ALIAS" in err
 
 

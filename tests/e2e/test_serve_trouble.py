@@ -177,15 +177,18 @@ def test_processes_end_with_a_service_that_was_killed(bundle):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("nowhere",), "is no bundle"),
-        (("BUNDLE", "--engine", "onnxruntme"), "did you mean 'onnxruntime'"),
+        (("nowhere", "--port", "0"), "is no bundle"),
+        (("BUNDLE", "--engine", "onnxruntme", "--port", "0"), "did you mean 'onnxruntime'"),
         (("BUNDLE", "--port", "99999"), "name another --port"),
         (("BUNDLE", "--host", "1.2.3.4", "--port", "0"), "name another --host of this machine"),
         (("BUNDLE", "--porrt", "0"), "unknown option --porrt; did you mean '--port'"),
         (("BUNDLE", "--max-wait", "nan"), "--max-wait is nan"),
         (("BUNDLE", "--workers", "0"), "--workers is 0"),
-        (("models:/known/3",), "models:/known/3: http://127.0.0.1:9 cannot be asked: Connection refused"),
-        (("models:/known@champion",), "models:/known@champion: http://127.0.0.1:9 cannot be asked: Connection refused"),
+        (("models:/known/3", "--port", "0"), "models:/known/3: http://127.0.0.1:9 cannot be asked: Connection refused"),
+        (
+            ("models:/known@champion", "--port", "0"),
+            "models:/known@champion: http://127.0.0.1:9 cannot be asked: Connection refused",
+        ),
         (("BUNDLE", "--api-keys", "nowhere"), "--api-keys nowhere"),
         (("BUNDLE", "--api-keys", sys.executable), "not UTF-8 text"),
     ],
