@@ -19,8 +19,8 @@ held = [load_engine(read_bundle(Path(sys.argv[1])), "openvino:fp32", threads=2)]
 freeing = threading.Thread(target=held.clear)
 freeing.start()
 freeing.join()
-signal.signal(signal.SIGCHLD, lambda *_: print("heard"))
-os.kill(os.getpid(), signal.SIGCHLD)
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
