@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.arguments import Arguments
 from pipeline.errors import ConfigError, TrifocalError
-from serving.batch.settings import Settings
+from serving.batch.settings import Settings, again
 
 if TYPE_CHECKING:
     from pipeline.bundle import HeadSpec
@@ -147,9 +147,7 @@ def main(argv: list[str]) -> int:
         error.exit_code = 1
         raise
     except KeyboardInterrupt:
-        _say(
-            f"interrupted; the same command{' without --restart' if '--restart' in argv else ''} goes on where it stopped"
-        )
+        _say(f"interrupted; {again('--restart' in argv)}")
         return 130
     sys.stdout.write(printed(summary, shown(os.fsencode(settings.out))))
     return exit_code(summary)

@@ -25,7 +25,7 @@ from serving.batch.report import report
 from serving.batch.resume import differences, labels_stamp, lost, run_identity
 from serving.batch.rows import table_of
 from serving.batch.scorer import MakeScorer, Scorer
-from serving.batch.settings import Settings
+from serving.batch.settings import Settings, again
 from serving.batch.sources import Source, open_source
 from serving.batch.summary import Timing, summary_of
 from serving.batch.tally import Tally
@@ -286,11 +286,6 @@ class BatchRun:
         summary["timing"] = timing.plain()
         journal.put("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
         return summary
-
-
-def again(restart: bool) -> str:
-    """How a run that was stopped goes on."""
-    return f"the same command{' without --restart' if restart else ''} goes on where it stopped"
 
 
 def exit_code(summary: dict[str, Any]) -> int:

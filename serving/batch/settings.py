@@ -102,3 +102,8 @@ class Settings:
             "data.root": None if self.labels is None else shown(os.fsencode(self.labels)),
             "data.format": None if self.labels is None or self.labels_format == "auto" else self.labels_format,
         }
+
+
+def again(restart: bool) -> str:
+    """How a run that was stopped goes on."""
+    return f"the same command{' without --restart' if restart else ''} goes on where it stopped"

@@ -69,7 +69,7 @@ def read_item(source: Source, item: Item, most: int | None = None) -> Content:
     if item.problem:
         return Failure(item.problem, kind_of(item.problem), item.skip)
     try:
-        if not has_image_ending(item.name) and not looks_like_image(item.name, source.read(item.name, HEAD)):
+        if not _looks_like_image(source, item):
             return NOT_AN_IMAGE
         if most is None:
             return source.read(item.name)
@@ -81,12 +81,16 @@ def read_item(source: Source, item: Item, most: int | None = None) -> Content:
 
 def may_be_image(source: Source, item: Item) -> bool:
     """Whether a file will be answered or be an error, not skipped."""
-    if item.problem or has_image_ending(item.name):
+    if item.problem:
         return not item.skip
     try:
-        return looks_like_image(item.name, source.read(item.name, HEAD))
+        return _looks_like_image(source, item)
     except ImageError:
         return True
+
+
+def _looks_like_image(source: Source, item: Item) -> bool:
+    return has_image_ending(item.name) or looks_like_image(item.name, source.read(item.name, HEAD))
 
 
 class Files(Protocol):

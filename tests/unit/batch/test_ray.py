@@ -13,7 +13,7 @@ from serving.batch.journal import Journal
 from serving.batch.ray_run import RayRun, _cause
 from serving.batch.rows import ImageResult
 from serving.batch.work import Done
-from tests.unit.batch.helpers import content, fill, predict, settings_for
+from tests.unit.batch.helpers import content, fill, interrupted, predict, settings_for
 from tests.unit.bundles import known_bundle
 
 ray = pytest.importorskip("ray")
@@ -34,23 +34,12 @@ def test_ray_answers_as_a_local_run_and_goes_on_where_that_stopped(session, tmp_
     (folder / "bad.png").write_bytes(b"")
     (folder / "sub").mkdir()
     (folder / "sub" / "odd \u2603.png").write_bytes((folder / "000.png").read_bytes())
-    options = {"part": 4, "formats": ("coco", "yolo", "masks"), "overlay": True, "crops": True}
-    predict(folder, model, tmp_path / "local", **options)
-    import serving.batch.run as running
-
-    real, calls = running.write_part, []
-
-    def stop(*arguments):
-        if calls:
-            raise KeyboardInterrupt
-        calls.append(1)
-        real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "write_part", stop)
-        with pytest.raises(KeyboardInterrupt):
-            predict(folder, model, tmp_path / "ray", **options)
-    summary, lines = predict(folder, model, tmp_path / "ray", **options | {"engine": "ray:onnxruntime", "workers": 1})
+    options = {"formats": ("coco", "yolo", "masks"), "overlay": True, "crops": True}
+    predict(folder, model, tmp_path / "local", part=4, **options)
+    interrupted(folder, model, tmp_path / "ray", monkeypatch, after=1, **options)
+    summary, lines = predict(
+        folder, model, tmp_path / "ray", part=4, **options | {"engine": "ray:onnxruntime", "workers": 1}
+    )
     assert summary["timing"]["images"] == 8
     assert lines[-1].startswith("12 of 12 files")
     assert content(tmp_path / "ray") == content(tmp_path / "local")
