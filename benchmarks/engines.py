@@ -8,7 +8,7 @@
     python benchmarks/engines.py parts     where the time goes, per part of the network
     python benchmarks/engines.py start     seconds from process start to the first answer
 
-Options: --size 320 --batch 1 --backbone resnet18 --rounds 15 --seconds 20 --decoder fpn (of the masks). Weights are random: only speed is measured.
+Options: --size 320 --batch 1 --backbone resnet18 --rounds 15 --seconds 20 --decoder smp-unet (of the masks). Weights are random: only speed is measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Given = argparse.Namespace
 Ways = dict[str, Callable[[], Any]]
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
 FIELDS = {"labels": {"scene", "daytime"}, "boxes": {"objects"}, "mask": {"surface"}}
-SMP_DECODER = {"surface": {"decoder_channels": [256, 128, 64, 32, 16]}}
+SMP_DECODER = {"surface": {"decoder": "smp-unet", "decoder_channels": [256, 128, 64, 32, 16]}}
 
 
 def scenes(count: int, size: int) -> np.ndarray:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--decoder", help="of the mask, for `engines` and `sharing`: fpn")
+    parser.add_argument("--decoder", help="of the mask, for `engines` and `sharing`: smp-unet")
     parser.add_argument("--peer", help="a Python interpreter that has Ultralytics")
     given = parser.parse_args()
     if given.what == "nano" and not given.peer:

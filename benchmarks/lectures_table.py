@@ -55,7 +55,7 @@ def options(**given: str) -> tuple[Variant, ...]:
 LINEAR = "--model.heads={classification: {}}"
 UNET = "--model.heads.surface.decoder=unet"
 DECODER = "--model.heads.surface.decoder_options={{batch_norm: true, skips: {skips}, upsampling: {how}}}"
-MASKS = "--model.heads.surface.decoder_channels=[64, 48, 32, 16]"
+MASKS = "--model.heads.surface={decoder: smp-unet, decoder_channels: [64, 48, 32, 16]}"
 DENOISING = "--model.heads.denoising={decoder_channels: [64, 48, 32, 16], share: 0.5, weight: 0.5}"
 LABELS = ("--model.heads.scene={}", "--model.heads.daytime={}")
 BOXES = "--model.heads.objects={strides: [8, 16], width: 32}"

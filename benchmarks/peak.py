@@ -1,6 +1,6 @@
 """What this machine's cores can do at most, and so how much faster than eager PyTorch any engine can be.
 
-    python benchmarks/peak.py [--size 320 --backbone resnet18 --decoder fpn --rounds 15 --seconds 20]
+    python benchmarks/peak.py [--size 320 --backbone resnet18 --decoder smp-unet --rounds 15 --seconds 20]
 
 A large matrix product and a large 3x3 convolution are the quickest things that a network can be made of: the operations a
 second that they reach in float32, bf16 and int8 (through PyTorch) bound every engine in that precision, Winograd's trick
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--decoder", help="of the mask: fpn")
+    parser.add_argument("--decoder", help="of the mask: smp-unet")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=20)
     parser.set_defaults(batch=1)

@@ -1,4 +1,4 @@
-"""Semantic masks: a decoder, smp's U-Net or another, on the shared features; cross-entropy, focal, Dice, Lovász; IoU at full size."""
+"""Semantic masks: a decoder, a light U-Net's or another, on the shared features; cross-entropy, focal, Dice, Lovász; IoU at full size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.imaging.geometry import Letterbox
 from pipeline.labels import IGNORE_INDEX, LabelSpace
 from pipeline.records import MaskTarget
 from tasks.classification import class_weight_tensor, confusion
-from tasks.decoders.registry import DEFAULT, build_decoder
+from tasks.decoders.registry import DEFAULT, SMP, build_decoder
 from tasks.head import Head, Losses, register
 
 
@@ -36,16 +36,17 @@ class RawMask(NamedTuple):
 class SegmentationHead(Head):
     """A decoder and logits per pixel, enlarged to the input's size.
 
-    The default is smp's U-Net decoder (after Ronneberger et al. 2015) and a 1x1 convolution; `decoder` names others.
+    The default is a light U-Net's decoder, for speed; `smp-unet` is smp's (after Ronneberger et al. 2015) and a 1x1
+    convolution, for the finest outlines.
 
     Args:
         space: the mask's classes.
         channels: the backbone's channels at strides 2 to 32.
-        backbone: what the decoders of the lectures are built for.
+        backbone: what the decoders of `tasks/decoders` are built for.
         size: the input's (height, width), where it is known.
-        decoder: `smp-unet`, or one of `tasks/decoders`: `fcn`, `unet`, `segnet`, `deconvnet`, `hourglass`.
+        decoder: `smp-unet`, or one of `tasks/decoders`: `light-unet`, `fcn`, `unet`, `segnet`, `deconvnet`, `hourglass`.
         decoder_options: that decoder's own arguments; `smp-unet` has none.
-        decoder_channels: smp's widths from coarse to fine; four give logits at stride 2, five at stride 1.
+        decoder_channels: widths of `smp-unet` from coarse to fine; four give logits at stride 2, five at stride 1.
         loss: `cross_entropy` or `focal`, per pixel.
         dice: weight of the soft Dice loss added to it (Milletari et al. 2016), >= 0.
         lovasz: weight of the Lovász-softmax loss added to it (Berman et al. 2018), >= 0.
@@ -75,9 +76,11 @@ class SegmentationHead(Head):
         from segmentation_models_pytorch.losses import LovaszLoss
 
         self.decoder: nn.Module
-        if decoder == DEFAULT:
+        if decoder_channels and decoder != SMP:
+            raise ConfigError(f"decoder_channels are the widths of decoder {SMP!r}, not of {decoder!r}: add decoder: {SMP}")
+        if decoder == SMP:
             if decoder_options:
-                raise ConfigError(f"decoder {DEFAULT!r} has no decoder_options; its widths are decoder_channels")
+                raise ConfigError(f"decoder {SMP!r} has no decoder_options; its widths are decoder_channels")
             self.decoder, width = smp_unet(channels, decoder_channels, backbone)
             self.classifier: nn.Module | None = nn.Conv2d(width, len(space.names), 1)
         else:
@@ -156,7 +159,7 @@ def smp_unet(
     if len(widths) not in {4, 5}:
         raise ConfigError(f"decoder_channels needs four or five widths, not {len(widths)}")
     if backbone is not None:
-        require_strides(backbone, STRIDES[1:], f"decoder {DEFAULT!r}", "decoder: fcn, hourglass or unet")
+        require_strides(backbone, STRIDES[1:], f"decoder {SMP!r}", "decoder: light-unet, fcn, hourglass or unet")
     decoder = UnetDecoder(
         encoder_channels=(0, *channels), decoder_channels=tuple(widths), n_blocks=len(widths), add_center_block=False
     )

@@ -14,10 +14,12 @@ from pipeline.backbones.build import Backbone
 from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError, nearest
 
-DEFAULT = "smp-unet"
+DEFAULT = "light-unet"
+
+SMP = "smp-unet"
 """smp's U-Net decoder, which the head builds itself."""
 
-OWN = tuple(f"tasks.decoders.{module}" for module in ("fcn", "fpn", "unet", "unpooling", "hourglass"))
+OWN = tuple(f"tasks.decoders.{module}" for module in ("light_unet", "fcn", "unet", "unpooling", "hourglass"))
 """Modules of decoders; each registers its names."""
 
 _DECODERS: dict[str, type[Decoder]] = {}
@@ -69,7 +71,7 @@ def build_decoder(
     for module in OWN:
         importlib.import_module(module)
     if name not in _DECODERS:
-        raise ConfigError(f"unknown decoder {name!r}{nearest(name, [DEFAULT, *_DECODERS])}")
+        raise ConfigError(f"unknown decoder {name!r}{nearest(name, [SMP, *_DECODERS])}")
     if backbone is None:
         raise ConfigError(f"decoder {name!r} is built for a backbone; none was given")
     kind = _DECODERS[name]

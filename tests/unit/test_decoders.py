@@ -111,18 +111,31 @@ def test_segnet_mirrors_13_layers_and_deconvnet_has_252_million_parameters():
 
 
 @pytest.mark.parametrize(("stride", "fine"), [(4, 1), (4, 2), (4, 4), (8, 2), (2, 2)])
-def test_a_pyramid_tells_the_pixels_of_a_cell_apart(stride, fine):
+def test_a_light_unet_tells_the_pixels_of_a_cell_apart(stride, fine):
     """Each cell of the last map answers for its own pixels: where one cell changes, only those logits do."""
-    network = with_decoder("resnet18", "fpn", 3, (64, 96), width=32, stride=stride, fine=fine).eval()
+    network = with_decoder("resnet18", "light-unet", 3, (64, 96), width=16, stride=stride, fine=fine).eval()
     decoder = network.heads["s"].decoder
     with torch.no_grad():
         assert decoder(network.backbone(torch.rand(2, 3, 64, 96)), (64, 96))[0].shape == (2, 3, 64 // fine, 96 // fine)
-        cells = torch.zeros(1, 32, 64 // stride, 96 // stride)
+        cells = torch.zeros(1, 16, 64 // stride, 96 // stride)
         cells[0, :, 2, 5] = 1
         answer = decoder.apart(decoder.score(cells)) - decoder.score.bias.reshape(3, -1)[:, :1, None].expand(3, 1, 1)
     side = stride // fine
     assert answer[0].abs().sum(0).nonzero().amin(0).tolist() == [2 * side, 5 * side]
     assert answer[0].abs().sum(0).nonzero().amax(0).tolist() == [3 * side - 1, 6 * side - 1]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
+def test_every_map_of_the_backbone_reaches_a_light_unets_masks(level):
+    """Its skips are joined, the one finer than the last step too; no map is left out."""
+    network = with_decoder("resnet18", "light-unet", 3, (64, 96)).eval()
+    decoder = network.heads["s"].decoder
+    with torch.no_grad():
+        maps = list(network.backbone(torch.rand(1, 3, 64, 96)))
+        before = decoder(maps, (64, 96))[0]
+        level += len(maps) - 5
+        maps[level] = maps[level] + torch.rand_like(maps[level])
+        assert not torch.allclose(decoder(maps, (64, 96))[0], before)
 
 
 def test_unpooling_puts_maxima_back_where_torch_does():
@@ -157,8 +170,9 @@ SMALL = {"width": 0.125}
     [
         ("vgg-a", SMALL, "fcn", {"hidden": 32}, 64),
         ("resnet18", {"output_stride": 8}, "fcn", {"upsampling": "bilinear"}, 64),
-        ("light", {}, "fpn", {"width": 32}, 64),
-        ("resnet18", {"output_stride": 8}, "fpn", {"width": 32, "stride": 8, "fine": 8}, 64),
+        ("light", {}, "light-unet", {"width": 16}, 64),
+        ("resnet18", {"output_stride": 8}, "light-unet", {"stride": 8, "fine": 8}, 64),
+        ("resnet18", {}, "smp-unet", {}, 64),
         ("unet", {**SMALL, "depth": 2, "dropout": 0.0}, "unet", {}, 60),
         ("unet", {**SMALL, "padding": "same", "batch_norm": True}, "unet", {"upsampling": "bilinear", "batch_norm": True}, 64),
         ("convnet", {"blocks": 3}, "unet", {"upsampling": "unpooling", "skips": False}, 64),
@@ -201,12 +215,13 @@ def test_unets_ways_up_keep_the_size(upsampling, skips):
         (("vgg-d", "fcn"), {"strde": 8}, r"decoder 'fcn': unknown option 'strde'; did you mean 'stride'"),
         (("vgg-d", "fcn"), {"hidden": "many"}, r"decoder 'fcn' cannot be built with \{'hidden': 'many'\}"),
         (("vgg-d", "fcn"), {"stride": 4}, r"takes stride 8, 16 or 32"),
-        (("resnet18", "fpn"), {"stride": 4, "fine": 3}, r"a fine that divides it.* not stride 4, fine 3 and width 64"),
-        (("resnet18", "fpn"), {"width": 0}, r"a width of 1 or more; not stride 4, fine 2 and width 0"),
+        (("resnet18", "light-unet"), {"stride": 4, "fine": 3}, r"a fine that divides it.* not stride 4, fine 3 and width 32"),
+        (("resnet18", "light-unet"), {"width": 0}, r"a width of 1 or more; not stride 4, fine 2 and width 0"),
         (("vgg-d", "fcn"), {"hidden": -1}, r"a hidden of 0 or more; not 8, 'learned', 7 and -1"),
-        (("convnet", "fpn", 3, (64, 64), 3, {"blocks": 1}), {}, r"'fpn' with stride 4 needs a map there; backbone 'convnet' has maps at 2"),
+        (("convnet", "light-unet", 3, (64, 64), 3, {"blocks": 1}), {}, r"'light-unet' with stride 4 needs a map there; backbone 'convnet' has maps at 2"),
         (("lenet5", "smp-unet", 3, (32, 32)), {}, r"backbone 'lenet5' has maps for image labels only"),
         (("vgg-d", "smp-unet"), {"stride": 8}, r"'smp-unet' has no decoder_options"),
+        (("lenet5", "light-unet", 3, (32, 32)), {}, r"decoder 'light-unet' needs maps on the grid of their strides"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told_at_construction(arguments, options, message):

@@ -138,7 +138,7 @@ def test_boxes_are_compared_not_skipped(exported, images):
     "options",
     [
         {"heads": {"objects": {"nms": True}}},
-        {"heads": {"surface": {"decoder_channels": [32, 24, 16, 16, 8]}}, "backbone": "tu-convnext_atto"},
+        {"heads": {"surface": {"decoder": "smp-unet", "decoder_channels": [32, 24, 16, 16, 8]}}, "backbone": "tu-convnext_atto"},
     ],
     ids=["nms", "stride 1, another backbone"],
 )
@@ -269,7 +269,7 @@ def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
     graph, bundle = exported
     source, target = bundle.path / "model.onnx", bundle.path.parent / "int8.onnx"
     keep = float_layers(source, 2)
-    assert "heads.surface.classifier" in keep
+    assert "heads.surface.decoder.score" in keep
     assert "heads.objects.one.side_tower.0.0.0" in keep
     assert "heads.objects.one.class_tower.0.0.0" not in keep
     assert set(float_layers(source, 1)) < set(keep) < set(float_layers(source, 6))
