@@ -67,6 +67,12 @@ def graph_of(backbone: str, heads: dict[str, Any] | None = None, fields: set[str
     return AnswerGraph(module.network).eval()
 
 
+def with_decoder(name: str | None) -> dict[str, Any] | None:
+    """All heads of the shapes, the mask's with that decoder: heads that are not named would be left out."""
+    every = {field: {} for fields in FIELDS.values() for field in fields}
+    return every | {"surface": {"decoder": name}} if name else None
+
+
 def preset(name: str) -> tuple[str, dict[str, Any]]:
     given = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]
     return given["backbone"], given["heads"]
@@ -133,7 +139,7 @@ def table(found: dict[str, float], base: str) -> None:
 
 
 def engines(given: Given, folder: Path) -> None:
-    graph = graph_of(given.backbone, {"surface": {"decoder": given.decoder}} if given.decoder else None)
+    graph = graph_of(given.backbone, with_decoder(given.decoder))
     images = scenes(given.batch, given.size)
     ways = {"eager float32": eager_of(graph, images)}
     table(timed(ways | engines_of(bundle_of(graph, folder / "b", given.size), images), given), "eager float32")
@@ -141,7 +147,7 @@ def engines(given: Given, folder: Path) -> None:
 
 def sharing(given: Given, folder: Path) -> None:
     images = scenes(given.batch, given.size)
-    heads = {"surface": {"decoder": given.decoder}} if given.decoder else None
+    heads = with_decoder(given.decoder)
     parts = {"three tasks in one": graph_of(given.backbone, heads)}
     parts |= {f"{name} alone": graph_of(given.backbone, heads, fields) for name, fields in FIELDS.items()}
     parts["mask alone, smp's default decoder"] = graph_of(given.backbone, SMP_DECODER, {"surface"})

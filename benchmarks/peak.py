@@ -14,7 +14,7 @@ import copy
 import sys
 
 import torch
-from engines import Ways, eager_of, graph_of, scenes, timed
+from engines import Ways, eager_of, graph_of, scenes, timed, with_decoder
 from torch.utils.flop_counter import FlopCounterMode
 
 SIDE = 2048
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.set_defaults(batch=1)
     given = parser.parse_args()
-    graph = graph_of(given.backbone, {"surface": {"decoder": given.decoder}} if given.decoder else None)
+    graph = graph_of(given.backbone, with_decoder(given.decoder))
     eager = eager_of(graph, scenes(1, given.size))
     with FlopCounterMode(display=False) as counter:
         eager()
