@@ -77,7 +77,9 @@ class SegmentationHead(Head):
 
         self.decoder: nn.Module
         if decoder_channels and decoder != SMP:
-            raise ConfigError(f"decoder_channels are the widths of decoder {SMP!r}, not of {decoder!r}: add decoder: {SMP}")
+            raise ConfigError(
+                f"decoder_channels are the widths of decoder {SMP!r}, not of {decoder!r}: add decoder: {SMP}"
+            )
         if decoder == SMP:
             if decoder_options:
                 raise ConfigError(f"decoder {SMP!r} has no decoder_options; its widths are decoder_channels")

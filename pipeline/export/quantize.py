@@ -26,7 +26,10 @@ from pipeline.imaging.letterbox import letterbox_image
 from serving.engines.own_thread import in_own_thread
 
 LADDER = (
-    ("the heads' last convolutions", r"heads\.[^.]+\.(classifier|decoder\.score|(one|many)\.(class|side)_tower\.\d+\.1)$"),
+    (
+        "the heads' last convolutions",
+        r"heads\.[^.]+\.(classifier|decoder\.score|(one|many)\.(class|side)_tower\.\d+\.1)$",
+    ),
     ("the box branch", r"heads\.[^.]+\.(one|many)\.side_tower\."),
     ("detection's branches", r"heads\.[^.]+\.(one|many)\."),
     ("detection's pyramid", r"heads\.[^.]+\.neck\."),

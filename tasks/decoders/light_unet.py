@@ -13,6 +13,7 @@ from pipeline.backbones.layers import he_initialised
 from pipeline.errors import ConfigError
 from tasks.decoders.registry import Decoder, register_decoder
 
+
 class Join(nn.Module):
     """One step up: the coarse map enlarged, the narrowed skips beside it, one 3x3 convolution over all of them."""
 

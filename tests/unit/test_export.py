@@ -138,7 +138,10 @@ def test_boxes_are_compared_not_skipped(exported, images):
     "options",
     [
         {"heads": {"objects": {"nms": True}}},
-        {"heads": {"surface": {"decoder": "smp-unet", "decoder_channels": [32, 24, 16, 16, 8]}}, "backbone": "tu-convnext_atto"},
+        {
+            "heads": {"surface": {"decoder": "smp-unet", "decoder_channels": [32, 24, 16, 16, 8]}},
+            "backbone": "tu-convnext_atto",
+        },
     ],
     ids=["nms", "stride 1, another backbone"],
 )

@@ -124,7 +124,11 @@ def test_they_train_and_export(tmp_path, backbone, side, head, options):
 
 
 def test_vgg_carries_all_three_tasks(tmp_path):
-    heads = {"scene": {}, "objects": {"width": 16}, "surface": {"decoder": "smp-unet", "decoder_channels": [16, 16, 8, 8]}}
+    heads = {
+        "scene": {},
+        "objects": {"width": 16},
+        "surface": {"decoder": "smp-unet", "decoder_channels": [16, 16, 8, 8]},
+    }
     passes(tmp_path, "vgg-d", heads, backbone_options={"width": 0.125, "batch_norm": True})
 
 

@@ -234,7 +234,11 @@ def test_they_train_and_export(tmp_path, backbone, side, options):
 
 
 def test_a_plain_network_carries_all_three_tasks(tmp_path):
-    heads = {"scene": {}, "objects": {"width": 16}, "surface": {"decoder": "smp-unet", "decoder_channels": [16, 16, 8, 8]}}
+    heads = {
+        "scene": {},
+        "objects": {"width": 16},
+        "surface": {"decoder": "smp-unet", "decoder_channels": [16, 16, 8, 8]},
+    }
     passes(tmp_path, "plain18", heads)
 
 
@@ -274,7 +278,8 @@ def test_strides_a_backbone_lacks_are_told_with_what_would_fit():
     ):
         build_network("resnet20", 3, None, {"o": {}}, {"o": boxes})
     with pytest.raises(
-        ConfigError, match=r"'smp-unet' needs maps at strides \[4, 8, 16, 32\].*take decoder: light-unet, fcn, hourglass or unet"
+        ConfigError,
+        match=r"'smp-unet' needs maps at strides \[4, 8, 16, 32\].*take decoder: light-unet, fcn, hourglass or unet",
     ):
         build_network("resnet18", 3, None, {"s": {"decoder": "smp-unet"}}, {"s": mask}, {"output_stride": 8})
     build_network("resnet18", 3, None, {"s": {}}, {"s": mask}, {"output_stride": 8})  # the default takes what there is
