@@ -29,10 +29,25 @@ MOST_OF_EACH = 512
 def main(argv: list[str]) -> int:
     """Starts the service; returns the exit code when a signal has ended it. Raises TrifocalError."""
     settings = parse(argv)
+    ended = False
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
+        nonlocal ended
+        ended = True
+        raise SystemExit(0)
+
     # Nothing runs yet that would have to be ended; as a container's first process it would not hear of it at all.
-    signal.signal(signal.SIGTERM, _end)
-    if settings.workers > 1:
-        return _several(settings)
+    signal.signal(signal.SIGTERM, end)
+    try:
+        return _one(settings) if settings.workers == 1 else _several(settings)
+    except Exception:
+        if ended:  # a library that was being imported made an error of its own of the exit
+            return 0
+        raise
+
+
+def _one(settings: Settings) -> int:
+    """One process."""
     from serving.workers.pool import start_nursery
 
     # While these modules load here, the workers' load there.
@@ -44,10 +59,6 @@ def main(argv: list[str]) -> int:
     with bind(settings) as listening, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_run(settings, listening, Metrics()))
     return 0
-
-
-def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
-    raise SystemExit(0)
 
 
 def _several(settings: Settings) -> int:

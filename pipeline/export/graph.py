@@ -75,7 +75,11 @@ def load_trained(path: Path) -> Trained:
     try:
         module.network.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {path} does not fit the network it names: {str(error)[:200]}") from error
+        found = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the network that this version builds by its settings: export it with the"
+            f" version that wrote it, or train again; {found}"
+        ) from error
     module.eval().requires_grad_(False)
     data = content.get("VisionData")
     return Trained(module, data, content.get("mlflow_run_id"), settings, int(content.get("epoch", 0)))

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pipeline.errors import ConfigError
+from serving import command
 from serving.command import parse
 from tests.e2e.services import ROOT
 
@@ -31,11 +32,11 @@ def members(session: int) -> list[psutil.Process]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("later_s", [0.0, 0.2, 0.5, 0.9])
 def test_sigterm_during_the_start_ends_it_with_0_and_leaves_no_process(bundle, workers, later_s):
-    command = [str(Path(sys.executable).parent / "lightning"), "serve", str(bundle), "--port", "0"]
+    arguments = [str(Path(sys.executable).parent / "lightning"), "serve", str(bundle), "--port", "0"]
     options = ["--engine", "onnxruntime", "--workers", workers, "--drain", "0"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command + options, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments + options, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 60
         while len(members(process.pid)) < 2 and time.monotonic() < deadline:  # it has begun
@@ -49,6 +50,27 @@ def test_sigterm_during_the_start_ends_it_with_0_and_leaves_no_process(bundle, w
     while (left := members(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left == []
+
+
+def test_an_exit_that_a_library_makes_an_error_of_is_an_exit(monkeypatch):
+    """As pydantic's native code does where the signal comes while its models are built."""
+
+    def importing(settings):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except SystemExit as error:
+            raise RuntimeError("of a library") from error
+
+    monkeypatch.setattr(command, "_one", importing)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.main(["bundle"]) == 0
+        monkeypatch.setattr(command, "_one", lambda settings: 1 // 0)
+        with pytest.raises(ZeroDivisionError):  # a fault without a signal stays one
+            command.main(["bundle"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

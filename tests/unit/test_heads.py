@@ -115,6 +115,11 @@ def test_unknown_names_are_told_with_the_nearest():
         ("scene", {"class_weights": [1, 2]}, "class_weights has 2 weights for 3 classes"),
         ("surface", {"class_weights": [1, -2]}, "class_weights must be 0 or more"),
         ("surface", {"decoder": "smp-unet", "decoder_channels": [0, 1, 2, 3]}, "decoder_channels must be 1 or more"),
+        (
+            "surface",
+            {"decoder_channels": [8, 8, 8, 8]},
+            "decoder_channels are .*'smp-unet', not of 'light-unet': add decoder",
+        ),
         ("surface", {"dice": -1}, "dice must be 0 or more"),
         ("objects", {"bins": 1}, "bins must be 2 or more"),
         ("objects", {"max_boxes": 0}, "max_boxes must be 1 or more"),
