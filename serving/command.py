@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     # Nothing runs yet that would have to be ended; as a container's first process it would not hear of it at all.
     signal.signal(signal.SIGTERM, end)
     try:
-        return _one(settings) if settings.workers == 1 else _several(settings)
+        return _several(settings) if settings.workers > 1 else _one(settings)
     except Exception:
         if ended:  # a library that was being imported made an error of its own of the exit
             return 0

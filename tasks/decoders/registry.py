@@ -15,6 +15,7 @@ from pipeline.backbones.traits import Demand
 from pipeline.errors import ConfigError, nearest
 
 DEFAULT = "light-unet"
+"""What answers where the config names none."""
 
 SMP = "smp-unet"
 """smp's U-Net decoder, which the head builds itself."""
