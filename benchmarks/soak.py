@@ -35,6 +35,9 @@ NAME = "soak"
 REASONS = {413, 415, 422}
 """What a nasty picture may be refused with."""
 
+PATIENCE_S = 10.0
+"""Seconds that the load goes on for the swap, the kill and its mending where the requests were too few for them."""
+
 
 def pictures() -> list[bytes]:
     """Pictures that differ in size and colour: an answer to another one's is noticed."""
@@ -212,7 +215,8 @@ async def run(soak: Soak, store: Store, total: int, clients: int) -> dict[str, A
     memory: list[tuple[float, float]] = []
     tasks = [asyncio.ensure_future(soak.client()) for _ in range(clients)]
     due = {"swap": 0.35 * total, "kill": 0.6 * total}
-    killed, recovered, before = 0.0, 0.0, set[int]()
+    killed, recovered, over, before = 0.0, 0.0, 0.0, set[int]()
+    first = {one.pid for one in service.family("engine")}
     while not soak.stopping:
         await asyncio.sleep(0.02)
         if any(task.done() for task in tasks):
@@ -222,14 +226,17 @@ async def run(soak: Soak, store: Store, total: int, clients: int) -> dict[str, A
         if "swap" in due and soak.sent >= due["swap"]:
             store.version = "2"
             del due["swap"]
-        if "kill" in due and soak.sent >= due["kill"]:
-            before, killed = {one.pid for one in service.family("engine")}, time.monotonic()
-            os.kill(min(before), signal.SIGKILL)
-            del due["kill"]
+        if "kill" in due and soak.sent >= due["kill"] and "2" in soak.versions:
+            before = {one.pid for one in service.family("engine")}
+            if before.isdisjoint(first):  # those of the version that was swapped out are not replaced
+                killed = time.monotonic()
+                os.kill(min(before), signal.SIGKILL)
+                del due["kill"]
         if killed and not recovered:
             alive = {one.pid for one in service.family("engine")}
             recovered = time.monotonic() - killed if alive - before else 0.0
-        if soak.sent >= total:
+        over = over or (time.monotonic() if soak.sent >= total else 0.0)
+        if over and (recovered or time.monotonic() - over > PATIENCE_S):
             soak.stopping = True
             service.process.send_signal(signal.SIGTERM)
     await asyncio.gather(*tasks)
