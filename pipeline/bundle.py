@@ -128,10 +128,27 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle on disk."""
+    """A bundle on disk.
+
+    Attributes:
+        path: its folder.
+        manifest: what lies in it.
+        only: names of the heads that are wanted of it, None for all; engines compute as little else as they can.
+    """
 
     path: Path
     manifest: Manifest
+    only: frozenset[str] | None = None
+
+    @property
+    def heads(self) -> dict[str, HeadSpec]:
+        """The heads that are wanted, by name."""
+        return {name: head for name, head in self.manifest.heads.items() if self.only is None or name in self.only}
+
+    @property
+    def outputs(self) -> list[str]:
+        """Their outputs in the graph's order."""
+        return [output for head in self.heads.values() for output in head.outputs]
 
     def find(self, file_format: str, precision: str) -> str | None:
         """Name of the file of a format and precision, or None."""

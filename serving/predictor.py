@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +41,18 @@ class Predictor:
     def __init__(self, bundle: Bundle, engine: Engine, choice: Choice | None = None) -> None:
         self.bundle, self.engine = bundle, engine
         self.choice = choice or Choice(engine.report().spec)
-        self.heads = bundle.manifest.heads
+        self.heads = bundle.heads
         self.size = bundle.manifest.input.size
 
     @classmethod
-    def load(cls, bundle_dir: Path, engine: str = "auto", threads: int | None = None, streams: int = 1) -> Predictor:
+    def load(
+        cls,
+        bundle_dir: Path,
+        engine: str = "auto",
+        threads: int | None = None,
+        streams: int = 1,
+        heads: Iterable[str] | None = None,
+    ) -> Predictor:
         """Opens a bundle on an engine.
 
         Args:
@@ -52,12 +60,13 @@ class Predictor:
             engine: `auto`, or a name such as `onnxruntime`, `onnxruntime:int8`, `openvino:bf16`.
             threads: threads of one `infer`; None shares the cores among the streams.
             streams: calls of `infer` that run side by side; more wait where the engine cannot take them.
+            heads: names of those that are wanted: what the others alone need is not computed. None for all.
 
         Raises:
             BundleError: a bundle that is missing, altered or newer than this version.
             EngineError: an engine that is unknown, not installed or cannot run here.
         """
-        bundle = read_bundle(Path(bundle_dir))
+        bundle = replace(read_bundle(Path(bundle_dir)), only=None if heads is None else frozenset(heads))
         choice, loaded = open_engine(bundle, engine, threads, streams)
         return cls(bundle, loaded, choice)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 
-from pipeline.bundle import Bundle
+from pipeline.bundle import Bundle, read_bundle
 from pipeline.errors import EngineError, ImageError, TrifocalError
 from serving.batch.journal import Journal
 from serving.batch.local import LocalRun, Store
@@ -58,7 +58,8 @@ class Answers:
             (bundle / name).write_bytes(data)
         cv2.setNumThreads(1)
         self._settings = settings
-        self._predictor = Predictor.load(bundle, settings.engine, threads=1)
+        wanted = settings.answered(read_bundle(bundle).manifest.heads)
+        self._predictor = Predictor.load(bundle, settings.engine, threads=1, heads=wanted)
         self._source = open_source(settings.source, settings.out)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -91,10 +91,7 @@ class BatchRun:
             self.say(f"{option} writes nothing: no head that is answered has {kinds}")
 
     def _heads(self) -> dict[str, HeadSpec]:
-        """The heads that are answered."""
-        only, masks = self.settings.heads, self.settings.masks
-        found = self.bundle.manifest.heads.items()
-        return {n: h for n, h in found if (only is None or n in only) and (masks or h.kind != "mask")}
+        return self.settings.answered(self.bundle.manifest.heads)
 
     def _run(self, source: Source, journal: Journal) -> dict[str, Any]:
         started = time.perf_counter()
@@ -175,7 +172,9 @@ class BatchRun:
         settings = self.settings
         workers = settings.workers or usable_cores()
         spec = state["engine"].split(" ")[0] if state is not None and settings.local_engine == "auto" else None
-        predictor = Predictor.load(self.bundle.path, spec or settings.local_engine, streams=workers)
+        predictor = Predictor.load(
+            self.bundle.path, spec or settings.local_engine, streams=workers, heads=self._heads()
+        )
         report = predictor.engine.report()
         engine = f"{report.spec} {report.version}"
         if state is not None and state["engine"] != engine:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundle import HeadSpec
 from serving.answers import Options
 from serving.batch.names import shown
 
@@ -68,6 +70,11 @@ class Settings:
         """What the predictor shall keep."""
         kept = SCORED_FROM if self.labels is not None and self.threshold is None else self.threshold
         return Options(kept, self.heads, self.masks)
+
+    def answered(self, heads: Mapping[str, HeadSpec]) -> dict[str, HeadSpec]:
+        """Those of a model's heads that are answered."""
+        only = self.heads
+        return {n: h for n, h in heads.items() if (only is None or n in only) and (self.masks or h.kind != "mask")}
 
     @property
     def per_image(self) -> tuple[str, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bundle import Manifest
+from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 
 Outputs = dict[str, NDArray[Any]]
@@ -50,11 +49,12 @@ class Engine(Protocol):
         """What runs here."""
 
 
-def require_fit(manifest: Manifest, path: Path, takes: Iterable[str], answers: Iterable[str]) -> None:
-    """Raises BundleError for a file whose input or answers, by name, are not those of the manifest beside it."""
-    missing = [name for name in (manifest.input.name, *manifest.outputs) if name not in {*takes, *answers}]
+def require_fit(bundle: Bundle, name: str, takes: Iterable[str], answers: Iterable[str]) -> None:
+    """Raises BundleError for a file whose input or answers, by name, are not those of the bundle's manifest."""
+    missing = {bundle.manifest.input.name, *bundle.outputs} - {*takes, *answers}
     if missing:
-        raise BundleError(f"{path} knows no {', '.join(missing)}: it is of another bundle; export or copy it again")
+        told = ", ".join(sorted(missing))
+        raise BundleError(f"{bundle.path / name} knows no {told}: it is of another bundle; export or copy it again")
 
 
 def grey(batch: int, size: tuple[int, int]) -> NDArray[np.uint8]:

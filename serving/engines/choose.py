@@ -116,7 +116,7 @@ def measure(engine: Engine, bundle: Bundle, seconds: float, batch: int = 1) -> f
 
 
 def machine_key(bundle: Bundle, threads: int | None, streams: int) -> str:
-    """Changes when the processor, a GPU, the cores, an engine's version or the bundle change."""
+    """Changes when the processor, a GPU, the cores, an engine's version, the bundle or the wanted heads change."""
     from importlib import metadata  # only where an engine is chosen: it takes two megabytes
 
     versions = []
@@ -127,7 +127,7 @@ def machine_key(bundle: Bundle, threads: int | None, streams: int) -> str:
             continue
     files = sorted((name, file.sha256) for name, file in bundle.manifest.files.items())
     specs = sorted((spec, _unproven(bundle, spec)) for spec in usable_specs(bundle))
-    parts = (_processor(), _gpus(), usable_cores(), threads, streams, versions, files, specs)
+    parts = (_processor(), _gpus(), usable_cores(), threads, streams, versions, files, specs, bundle.outputs)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 

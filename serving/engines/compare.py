@@ -132,7 +132,7 @@ def selftest(bundle: Bundle, engine: Engine) -> list[str]:
     images, wanted = known
     heads = {
         name: HeadSpec(head.kind, head.classes, tuple(o for o in head.outputs if o in wanted), head.threshold)
-        for name, head in bundle.manifest.heads.items()
+        for name, head in bundle.heads.items()
     }
     unknown = [name for name, head in heads.items() if any(f"{name}.{c}" not in wanted for c in COLUMNS[head.kind])]
     if unknown:

@@ -65,6 +65,8 @@ class OnnxRuntimeEngine:
             raise EngineError(f"bundle {bundle.path} has no {variant} ONNX file; export it with --int8")
         data = bundle.content(name)
         require_self_contained(data, bundle.path / name)
+        if len(bundle.outputs) < len(bundle.manifest.outputs):
+            data = _in_part(data, bundle)
         providers: list[Any] = [(_PROVIDERS[variant], _SETTINGS.get(variant, {}))] if variant in _PROVIDERS else []
         try:
             if shared is None:
@@ -79,7 +81,7 @@ class OnnxRuntimeEngine:
         self._input = bundle.manifest.input
         self._run_options, self._runs = ort.RunOptions, list[Any]()
         self._names = [output.name for output in self._session.get_outputs()]
-        require_fit(bundle.manifest, bundle.path / name, (i.name for i in self._session.get_inputs()), self._names)
+        require_fit(bundle, name, (i.name for i in self._session.get_inputs()), self._names)
         device = "gpu" if providers else "cpu"
         self._report = EngineReport(NAME, variant, ort.__version__, device, threads, name)
 
@@ -119,6 +121,23 @@ def _options(threads: int) -> Any:
     # Idle threads must sleep: a service that waits for requests would burn its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
     return options
+
+
+def _in_part(data: bytes, bundle: Bundle) -> bytes:
+    """The network without what leads to unwanted outputs alone; whole where `onnx` is missing or cannot take it apart.
+
+    The session's own option for it, only_execute_path_to_fetches, saved nothing in ONNX Runtime 1.31.
+    """
+    try:
+        import onnx
+        from onnx.utils import Extractor
+
+        model = onnx.load_from_string(data)
+        if any(each.type == onnx.AttributeProto.GRAPH for node in model.graph.node for each in node.attribute):
+            return data  # what inner graphs use of the outer one is not followed there
+        return bytes(Extractor(model).extract_model([bundle.manifest.input.name], bundle.outputs).SerializeToString())
+    except Exception:  # noqa: BLE001  # what is wrong with the file is told when the session opens it
+        return data
 
 
 def load_shared(bundle: Bundle, variant: str, threads: int, folder: Path) -> OnnxRuntimeEngine | None:

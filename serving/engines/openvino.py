@@ -66,13 +66,15 @@ class OpenVinoEngine:
             if variant == "int8" and bundle.manifest.input.dynamic_size:
                 # Its int8 answers wrongly wherever height and width are open, also at the trained size.
                 model.reshape([-1, *bundle.manifest.input.size, 3])
+            takes, answers = ([n for p in ports for n in p.get_names()] for ports in (model.inputs, model.outputs))
+            require_fit(bundle, name, takes, answers)
+            if len(bundle.outputs) < len(bundle.manifest.outputs):
+                model = _in_part(model, bundle.outputs)
             self._compiled = in_own_thread(lambda: core.compile_model(model, "CPU", settings))
         except RuntimeError as error:
             raise EngineError(f"{bundle.path / name}: OpenVINO cannot load it: {first_line(error)}") from error
-        ports = (self._compiled.inputs, self._compiled.outputs)
-        require_fit(bundle.manifest, bundle.path / name, *([n for p in each for n in p.get_names()] for each in ports))
         self._input = bundle.manifest.input
-        self._names = bundle.manifest.outputs
+        self._names = bundle.outputs
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._idle.put(self._compiled.create_infer_request())
@@ -110,6 +112,14 @@ class OpenVinoEngine:
     def report(self) -> EngineReport:
         """What runs here."""
         return self._report
+
+
+def _in_part(model: Any, outputs: list[str]) -> Any:
+    """The model without what leads to its other outputs alone."""
+    import openvino
+
+    wanted = [port.node for port in model.outputs if not port.get_names().isdisjoint(outputs)]
+    return openvino.Model(wanted, model.get_parameters(), model.get_friendly_name())
 
 
 def _computes_in_bf16() -> bool:

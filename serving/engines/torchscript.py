@@ -80,7 +80,7 @@ class TorchScriptEngine:
         except RuntimeError as error:
             raise EngineError(f"{bundle.path / name}: torch cannot load it: {first_line(error)}") from error
         self._input = bundle.manifest.input
-        self._names = bundle.manifest.outputs
+        self._names, self._wanted = bundle.manifest.outputs, frozenset(bundle.outputs)
         self._report = EngineReport(NAME, variant, torch.__version__, self._device.type, threads, name)
 
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
@@ -90,7 +90,8 @@ class TorchScriptEngine:
         try:
             with torch.inference_mode(), self._full_precision():
                 answers: tuple[Tensor, ...] = self._network(torch.from_numpy(batch).to(self._device))
-                return {name: value.cpu().numpy() for name, value in zip(self._names, answers, strict=True)}
+                named = zip(self._names, answers, strict=True)
+                return {name: value.cpu().numpy() for name, value in named if name in self._wanted}
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {first_line(error)}") from error
 
