@@ -67,9 +67,9 @@ class Settings:
 
     @property
     def options(self) -> Options:
-        """What the predictor shall keep."""
+        """What the predictor, which answers the wanted heads alone, shall keep."""
         kept = SCORED_FROM if self.labels is not None and self.threshold is None else self.threshold
-        return Options(kept, self.heads, self.masks)
+        return Options(kept, masks=self.masks)
 
     def answered(self, heads: Mapping[str, HeadSpec]) -> dict[str, HeadSpec]:
         """Those of a model's heads that are answered."""

@@ -51,10 +51,10 @@ class Engine(Protocol):
 
 def require_fit(bundle: Bundle, name: str, takes: Iterable[str], answers: Iterable[str]) -> None:
     """Raises BundleError for a file whose input or answers, by name, are not those of the bundle's manifest."""
-    missing = {bundle.manifest.input.name, *bundle.outputs} - {*takes, *answers}
+    found = {*takes, *answers}
+    missing = ", ".join(each for each in (bundle.manifest.input.name, *bundle.outputs) if each not in found)
     if missing:
-        told = ", ".join(sorted(missing))
-        raise BundleError(f"{bundle.path / name} knows no {told}: it is of another bundle; export or copy it again")
+        raise BundleError(f"{bundle.path / name} knows no {missing}: it is of another bundle; export or copy it again")
 
 
 def grey(batch: int, size: tuple[int, int]) -> NDArray[np.uint8]:
