@@ -148,7 +148,9 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
 
         nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(source)
-        known = {op.get_friendly_name() for op in model.get_ops()}
+        # OpenVINO reads a convolution with a bias as two operations, `NAME/WithoutBiases` and the addition `NAME`.
+        kept = {op.get_friendly_name() for op in model.get_ops()}
+        kept = {name for name in kept if name.split("/")[0] in keep}
         quantized = in_own_thread(
             lambda: nncf.quantize(
                 model,
@@ -159,7 +161,7 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
                 ),
-                ignored_scope=nncf.IgnoredScope(names=[name for name in keep if name in known], validate=False),
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False),
             )
         )
         openvino.save_model(quantized, target, compress_to_fp16=False)

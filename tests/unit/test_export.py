@@ -19,7 +19,14 @@ from pipeline.export.gate import Gate, require_passed
 from pipeline.export.graph import AnswerGraph, load_trained
 from pipeline.export.onnx import export_onnx
 from pipeline.export.parity import eager_outputs, metric_differences, metric_failures, raw_differences
-from pipeline.export.quantize import LADDER, calibration_images, float_layers, ladder, quantize_onnx
+from pipeline.export.quantize import (
+    LADDER,
+    calibration_images,
+    float_layers,
+    ladder,
+    quantize_onnx,
+    quantize_openvino,
+)
 from pipeline.export.scoring import eager_scores, served_scores
 from pipeline.export.torchscript import export_torchscript
 from serving.engines.compare import TOLERANCES, differences, raw_failures
@@ -292,6 +299,24 @@ def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
     engine = load_engine(read_bundle(bundle.path.parent), "onnxruntime:int8")
     found = differences(eager_outputs(graph, images), engine.infer(images), graph.specs())
     assert found["surface.mask"] < 0.2
+
+
+def test_openvinos_int8_keeps_what_the_ladder_says_in_float(exported, data):
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    _, bundle = exported
+    source, target = bundle.path / "model.onnx", bundle.path.parent / "kept.int8.xml"
+    keep = float_layers(source, 2)
+    quantize_openvino(source, target, calibration_images(data, (64, 64), 4), keep)
+    found = {}
+    for op in openvino.Core().read_model(target).get_ops():
+        if op.get_type_name() == "Convolution":
+            weights = op.input_value(1).get_node()
+            while weights.get_type_name() != "Constant":
+                weights = weights.input_value(0).get_node()
+            found[op.get_friendly_name().split("/")[0]] = weights.get_element_type().get_type_name()
+    convolutions = {n.name for n in onnx.load(str(source)).graph.node if n.op_type == "Conv"}
+    assert found == {name: "f32" if name in keep else "i8" for name in convolutions}
 
 
 def test_the_ladder_names_only_what_the_network_has(exported, tmp_path):
