@@ -278,8 +278,8 @@ def test_metric_limits():
 def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
     graph, bundle = exported
     source, target = bundle.path / "model.onnx", bundle.path.parent / "int8.onnx"
-    keep = float_layers(source, 2)
-    assert "heads.surface.decoder.score" in keep
+    keep = float_layers(source, 3)
+    assert {"heads.surface.decoder.score", "backbone.body.conv1"} <= set(keep)
     assert "heads.objects.one.side_tower.0.0.0" in keep
     assert "heads.objects.one.class_tower.0.0.0" not in keep
     assert set(float_layers(source, 1)) < set(keep) < set(float_layers(source, 6))
@@ -306,7 +306,7 @@ def test_openvinos_int8_keeps_what_the_ladder_says_in_float(exported, data):
     pytest.importorskip("nncf")
     _, bundle = exported
     source, target = bundle.path / "model.onnx", bundle.path.parent / "kept.int8.xml"
-    keep = float_layers(source, 2)
+    keep = float_layers(source, 3)
     quantize_openvino(source, target, calibration_images(data, (64, 64), 4), keep)
     found = {}
     for op in openvino.Core().read_model(target).get_ops():
