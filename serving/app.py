@@ -11,6 +11,7 @@ from starlette.responses import Response
 from serving.middleware import EXPOSED_HEADERS, INTERNAL, Envelope, problem_response
 from serving.problems import Problem
 from serving.routes import operate, page, predict, v2
+from serving.routes.plain import PlainRoute
 from serving.service import Service
 
 
@@ -38,7 +39,8 @@ def build_app(service: Service) -> Envelope:
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    return Envelope(app, service)
+        return Envelope(app, service)
+    return Envelope(app, service, [route for route in predict.router.routes if isinstance(route, PlainRoute)])
 
 
 async def _problem(request: Request, error: Exception) -> Response:

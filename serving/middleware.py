@@ -10,14 +10,16 @@ import logging
 import os
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.headers import whole_number
 from serving.problems import MEDIA_TYPE, Problem
+from serving.routes.plain import PlainRoute
 from serving.service import Service
 
 log = logging.getLogger("trifocal.access")
@@ -36,10 +38,13 @@ class Envelope:
     Args:
         app: what it wraps.
         service: whose settings and metrics count.
+        direct: routes whose endpoint is asked without the application's layers in between, which took an eighth of a
+            request's time. It takes the request alone, and its route has no parameters.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, direct: Iterable[PlainRoute] = ()) -> None:
         self._app, self._service = app, service
+        self._direct = {(method, route.path): route for route in direct for method in route.methods or ()}
         self._refused, self._told_at = 0, 0.0
         self._keys = [key.encode() for key in service.settings.api_keys]
 
@@ -96,7 +101,13 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            route = self._direct.get((scope["method"], scope["path"]))
+            if route is None:
+                await self._app(scope, receive, answer)
+            else:
+                scope["app"], scope["route"] = self._app, route
+                response: Response = await route.endpoint(Request(scope, receive))
+                await response(scope, receive, answer)
         except Problem as problem:
             await problem_response(problem, state)(scope, receive, answer)
         except Exception:

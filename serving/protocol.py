@@ -14,6 +14,9 @@ from serving.problems import MEDIA_TYPE, Problem
 
 MAX_HEADER_BYTES = 65_536
 
+BODY_AHEAD = 1 << 18
+"""Bytes of a body that may wait for the application: as many as one read gives, where uvicorn stops reading at 65,536."""
+
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -63,6 +66,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A part of it, which the application takes at its next turn."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > BODY_AHEAD:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
+
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
         super().on_message_complete()
@@ -96,6 +108,8 @@ class LimitedProtocol(HttpToolsProtocol):
         # Refusing a queue of pipelined requests here would recurse: only the last of them is.
         response = None if self.pipeline else self.turn_away(cycle.scope)
         if response is None:
+            if cycle.scope["method"] != "HEAD":  # no body comes there
+                cycle.transport = JoinedHead(cycle)
             super()._start_asgi_task(cycle, app)
         else:
             self._refuse(cycle, response)
@@ -123,6 +137,38 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class JoinedHead:
+    """A request's transport that sends a response's head together with what comes after it: its reader wakes once.
+
+    Args:
+        cycle: uvicorn's, which writes a head first and then, also where it is empty, a body.
+    """
+
+    def __init__(self, cycle: Any) -> None:
+        self._cycle, self._transport = cycle, cycle.transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        """A head waits; before it, `100 Continue` goes at once."""
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Sends a head that still waits."""
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the transport's own."""
+        return getattr(self._transport, name)
 
 
 def _line(name: bytes, value: bytes) -> tuple[bytes, ...]:
