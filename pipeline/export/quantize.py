@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.module import VisionData
 from pipeline.errors import ExportError, ImageError
+from pipeline.export.flat import flatten_normalisation
 from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from serving.engines.own_thread import in_own_thread
@@ -140,6 +141,9 @@ def quantize_onnx(source: Path, target: Path, images: NDArray[np.uint8], keep: l
             nodes_to_exclude=keep,
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
+    model = onnx.load(str(target))
+    if flatten_normalisation(model):
+        onnx.save(model, str(target))
 
 
 def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], keep: list[str]) -> None:

@@ -291,6 +291,7 @@ def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
     quantised = {n.name for n in model.graph.node if n.op_type == "Conv" and n.input[1] in whole}
     convolutions = {n.name for n in model.graph.node if n.op_type == "Conv"}
     assert convolutions - quantised == convolutions & set(keep)
+    assert "flat.sub" in {n.name for n in model.graph.node}
     assert target.stat().st_size < source.stat().st_size / 3
     files = {**bundle.manifest.files, "int8.onnx": describe_file(target, "onnx", "int8")}
     (bundle.path.parent / "model.onnx").write_bytes(source.read_bytes())
