@@ -228,7 +228,7 @@ async def run(soak: Soak, store: Store, total: int, clients: int) -> dict[str, A
             del due["swap"]
         if "kill" in due and soak.sent >= due["kill"] and "2" in soak.versions:
             before = {one.pid for one in service.family("engine")}
-            if before.isdisjoint(first):  # those of the version that was swapped out are not replaced
+            if before and before.isdisjoint(first):  # those of the version that was swapped out are not replaced
                 killed = time.monotonic()
                 os.kill(min(before), signal.SIGKILL)
                 del due["kill"]

@@ -39,7 +39,7 @@ def build_app(service: Service) -> Envelope:
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-        return Envelope(app, service)
+        return Envelope(app, service)  # every answer needs that layer's headers
     return Envelope(app, service, [route for route in predict.router.routes if isinstance(route, PlainRoute)])
 
 

@@ -38,8 +38,8 @@ class Envelope:
     Args:
         app: what it wraps.
         service: whose settings and metrics count.
-        direct: routes whose endpoint is asked without the application's layers in between, which took an eighth of a
-            request's time. It takes the request alone, and its route has no parameters.
+        direct: routes whose endpoint is asked without the application's layers in between, which took an eighth of this
+            process's time for a request. Such an endpoint takes the request alone, and its route has no parameters.
     """
 
     def __init__(self, app: ASGIApp, service: Service, direct: Iterable[PlainRoute] = ()) -> None:

@@ -64,9 +64,15 @@ class Predictor:
 
         Raises:
             BundleError: a bundle that is missing, altered or newer than this version.
+            ConfigError: heads that the model does not have, or none.
             EngineError: an engine that is unknown, not installed or cannot run here.
         """
-        bundle = replace(read_bundle(Path(bundle_dir)), only=None if heads is None else frozenset(heads))
+        bundle = read_bundle(Path(bundle_dir))
+        if heads is not None:
+            bundle = replace(bundle, only=frozenset(heads))
+            _require_known(bundle.only or (), bundle.manifest.heads, "the model")
+            if not bundle.only:
+                raise ConfigError(f"no head is wanted of the model; it has {', '.join(bundle.manifest.heads)}")
         choice, loaded = open_engine(bundle, engine, threads, streams)
         return cls(bundle, loaded, choice)
 
@@ -90,9 +96,9 @@ class Predictor:
 
     def answers(self, outputs: Outputs, frames: Sequence[Letterbox], options: Options = ALL) -> list[Answer]:
         """A batch's outputs as one Answer per image, in pixels of each full image; raises ConfigError for unknown heads."""
-        for name in options.heads or ():
-            if name not in self.heads:
-                raise ConfigError(f"the model has no head {name!r}{nearest(name, self.heads)}")
+        _require_known(
+            options.heads or (), self.heads, "the model" if self.bundle.only is None else "the model as loaded"
+        )
         return [answer_of(outputs, index, frame, self.heads, options) for index, frame in enumerate(frames)]
 
     def predict(
@@ -117,3 +123,10 @@ class Predictor:
         outputs = self.infer(np.stack([item.pixels for item in ready]))
         answered = iter(self.answers(outputs, [item.frame for item in ready], options))
         return [slot if isinstance(slot, ImageError) else next(answered) for slot in slots]
+
+
+def _require_known(names: Iterable[str], heads: Iterable[str], what: str) -> None:
+    known = list(heads)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{what} has no head {name!r}{nearest(name, known)}")

@@ -17,6 +17,7 @@ MAX_HEADER_BYTES = 65_536
 BODY_AHEAD = 1 << 18
 """Bytes of a body that may wait for the application: as many as one read gives, where uvicorn stops reading at 65,536."""
 
+_CONTINUE = b"HTTP/1.1 100 "
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -108,8 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
         # Refusing a queue of pipelined requests here would recurse: only the last of them is.
         response = None if self.pipeline else self.turn_away(cycle.scope)
         if response is None:
-            if cycle.scope["method"] != "HEAD":  # no body comes there
-                cycle.transport = JoinedHead(cycle)
+            _join_writes(cycle)
             super()._start_asgi_task(cycle, app)
         else:
             self._refuse(cycle, response)
@@ -139,36 +139,53 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-class JoinedHead:
-    """A request's transport that sends a response's head together with what comes after it: its reader wakes once.
+class JoinedWrites:
+    """A request's transport that sends an answer's head together with what comes after it: its reader wakes once.
 
     Args:
-        cycle: uvicorn's, which writes a head first and then, also where it is empty, a body.
+        transport: the connection's. What is written first, but for `100 Continue`, is the head.
     """
 
-    def __init__(self, cycle: Any) -> None:
-        self._cycle, self._transport = cycle, cycle.transport
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
         self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
-        """A head waits; before it, `100 Continue` goes at once."""
-        if self._head is None and self._cycle.response_started:
+        """A head waits for its body, of which there may be nothing."""
+        if self._head is None and not data.startswith(_CONTINUE):
             self._head = data
-        elif self._head:
+        elif self._head and data:
             self._transport.writelines((self._head, data))
             self._head = b""
         else:
+            self.flush()
             self._transport.write(data)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Sends a head that still waits."""
         if self._head:
             self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        """Sends a head that still waits, and closes."""
+        self.flush()
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the transport's own."""
         return getattr(self._transport, name)
+
+
+def _join_writes(cycle: Any) -> None:
+    """Has uvicorn's cycle send its answer's head with the body; all is sent when it says that the answer is whole."""
+    joined, answered = JoinedWrites(cycle.transport), cycle.on_response
+
+    def flushed() -> None:
+        joined.flush()
+        answered()
+
+    cycle.transport, cycle.on_response = joined, flushed
 
 
 def _line(name: bytes, value: bytes) -> tuple[bytes, ...]:

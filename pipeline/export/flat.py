@@ -25,8 +25,10 @@ def flatten_normalisation(model: Any) -> bool:
         return False
     transpose, cast, subtract, divide = nodes
     known = {each.name: each for each in graph.initializer}
-    if not {subtract.input[1], divide.input[1]} <= known.keys() or list(transpose.attribute[0].ints) != [0, 3, 1, 2]:
+    order = [list(each.ints) for each in transpose.attribute if each.name == "perm"]
+    if order != [[0, 3, 1, 2]] or not {subtract.input[1], divide.input[1]} <= known.keys():
         return False
+    (kind,) = (each.i for each in cast.attribute if each.name == "to")
     rows = {}
     for node in (subtract, divide):
         values = numpy_helper.to_array(known[node.input[1]])
@@ -42,7 +44,7 @@ def flatten_normalisation(model: Any) -> bool:
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     made = [
         helper.make_node("Reshape", [graph.input[0].name, "flat.rows"], ["flat.0"], "flat.reshape"),
-        helper.make_node("Cast", ["flat.0"], ["flat.1"], "flat.cast", to=cast.attribute[0].i),
+        helper.make_node("Cast", ["flat.0"], ["flat.1"], "flat.cast", to=kind),
         helper.make_node("Sub", ["flat.1", "flat.mean"], ["flat.2"], "flat.sub"),
         helper.make_node("Div", ["flat.2", "flat.deviation"], ["flat.3"], "flat.div"),
         helper.make_node("Reshape", ["flat.3", "flat.pixels"], ["flat.4"], "flat.back"),
@@ -60,9 +62,10 @@ def flatten_normalisation(model: Any) -> bool:
 def _beginning(graph: Any) -> list[Any] | None:
     """The chain's nodes, where each is all that the one before it leads to."""
     found, at = [], graph.input[0].name
+    answers = {each.name for each in graph.output}
     for kind in CHAIN:
         takers = [node for node in graph.node if at in node.input]
-        if len(takers) != 1 or takers[0].op_type != kind or takers[0].input[0] != at:
+        if len(takers) != 1 or takers[0].op_type != kind or takers[0].input[0] != at or at in answers:
             return None
         found.append(takers[0])
         at = takers[0].output[0]

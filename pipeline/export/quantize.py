@@ -26,12 +26,13 @@ from pipeline.imaging.geometry import Letterbox
 from pipeline.imaging.letterbox import letterbox_image
 from serving.engines.own_thread import in_own_thread
 
+FIRST = "the first convolution"
 LADDER = (
     (
         "the heads' last convolutions",
         r"heads\.[^.]+\.(classifier|decoder\.score|(one|many)\.(class|side)_tower\.\d+\.1)$",
     ),
-    (FIRST := "the first convolution", r"^$"),
+    (FIRST, r"^$"),
     ("the box branch", r"heads\.[^.]+\.(one|many)\.side_tower\."),
     ("detection's branches", r"heads\.[^.]+\.(one|many)\."),
     ("detection's pyramid", r"heads\.[^.]+\.neck\."),
@@ -158,7 +159,7 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
         model = openvino.Core().read_model(source)
         # OpenVINO reads a convolution with a bias as two operations, `NAME/WithoutBiases` and the addition `NAME`.
         kept = {op.get_friendly_name() for op in model.get_ops()}
-        kept = {name for name in kept if name.split("/")[0] in keep}
+        kept = {name for name in kept if name.removesuffix("/WithoutBiases") in keep}
         quantized = in_own_thread(
             lambda: nncf.quantize(
                 model,

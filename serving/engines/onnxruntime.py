@@ -80,8 +80,11 @@ class OnnxRuntimeEngine:
             raise EngineError(f"engine {NAME}:{variant}: no usable GPU on this machine; take --engine {NAME}")
         self._input = bundle.manifest.input
         self._run_options, self._runs = ort.RunOptions, list[Any]()
-        self._names = [output.name for output in self._session.get_outputs()]
-        require_fit(bundle, name, (i.name for i in self._session.get_inputs()), self._names)
+        takes, answers = (
+            [each.name for each in ends] for ends in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        require_fit(bundle, name, takes, answers)
+        self._names = bundle.outputs
         device = "gpu" if providers else "cpu"
         self._report = EngineReport(NAME, variant, ort.__version__, device, threads, name)
 
@@ -132,8 +135,8 @@ def _in_part(data: bytes, bundle: Bundle) -> bytes:
         import onnx
         from onnx.utils import Extractor
 
-        model = onnx.load_from_string(data)
-        if any(each.type == onnx.AttributeProto.GRAPH for node in model.graph.node for each in node.attribute):
+        model, inner = onnx.load_from_string(data), {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+        if any(each.type in inner for node in model.graph.node for each in node.attribute):
             return data  # what inner graphs use of the outer one is not followed there
         return bytes(Extractor(model).extract_model([bundle.manifest.input.name], bundle.outputs).SerializeToString())
     except Exception:  # noqa: BLE001  # what is wrong with the file is told when the session opens it

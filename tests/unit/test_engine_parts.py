@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.bundle import Bundle, describe_file, read_bundle, write_manifest
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, ConfigError
+from pipeline.imaging.geometry import Letterbox
+from serving.answers import Options
 from serving.engines import onnxruntime as ort_engine
 from serving.engines import registry
 from serving.engines.choose import machine_key
@@ -54,7 +56,7 @@ def test_without_onnx_all_is_computed_and_answered(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     engine = registry.load_engine(replace(bundle, only=frozenset({"ground"})), "onnxruntime")
     grey = np.full((1, 32, 32, 3), 114, np.uint8)
-    assert {"ground.mask", "ground.probabilities"} <= set(engine.infer(grey))
+    assert {"ground.mask", "ground.probabilities"} == set(engine.infer(grey))
 
 
 def test_a_file_of_another_bundle_is_told_for_some_heads_too(bundle, tmp_path):
@@ -79,6 +81,19 @@ def test_a_predictor_of_some_heads_answers_no_others(bundle, tmp_path):
     np.testing.assert_array_equal(found.heads["things"].boxes, whole.heads["things"].boxes)
 
 
+def test_heads_that_the_model_does_not_have_are_told(bundle):
+    for heads, told in {
+        ("things", "colur"): "has no head 'colur'; did you mean 'colour'",
+        (): "no head is wanted",
+    }.items():
+        with pytest.raises(ConfigError, match=told):
+            Predictor.load(bundle.path, "onnxruntime", heads=heads)
+    narrow = Predictor.load(bundle.path, "onnxruntime", heads=["things"])
+    outputs = narrow.infer(np.full((1, 32, 32, 3), 114, np.uint8))
+    with pytest.raises(ConfigError, match="the model as loaded has no head 'ground'"):
+        narrow.answers(outputs, [Letterbox.fit((32, 32), (32, 32))], Options(heads=("ground",)))
+
+
 def test_engines_are_chosen_anew_for_other_heads(bundle):
     keys = {machine_key(replace(bundle, only=only), None, 1) for only in (None, *SOME)}
-    assert len(keys) == len(SOME)  # all of them are None
+    assert len(keys) == len(SOME)  # None stands for all, the last of them

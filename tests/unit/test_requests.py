@@ -32,6 +32,30 @@ async def test_a_picture_is_answered_and_everything_is_given_back():
     assert (world.model.admission.items, world.model.admission.bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("changes", [{}, {"cors": ("https://page.example",)}])
+def test_predict_is_the_same_with_and_without_the_layers_in_between(changes):
+    async def test():
+        world = World(**changes)
+        assert bool(world.app._direct) == (not changes)
+        world.model.gate.set()
+        found = {
+            "answer": await world.request().answer(),
+            "option": await world.request(path="/predict?maks=none").answer(),
+            "method": await world.request(method="GET").answer(),
+        }
+        world.model.predict = None  # a slip of ours
+        found["fault"] = await world.request().answer()
+        assert {name: one.status for name, one in found.items()} == {
+            "answer": 200, "option": 400, "method": 405, "fault": 500
+        }  # fmt: skip
+        for name, kind in {"option": "unknown-option", "method": "method-not-allowed", "fault": "internal"}.items():
+            assert found[name].json["type"].endswith(f":{kind}")
+        counted = 'trifocal_requests_total{method="POST",route="/predict",status='
+        assert [metric(world, f'{counted}"{status}"') for status in (200, 400, 500)] == [1, 1, 1]
+
+    in_loop(test)()
+
+
 @in_loop
 async def test_a_deadline_in_the_request_ends_the_work():
     world = World()
