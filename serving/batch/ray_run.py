@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 
-from pipeline.bundle import Bundle, read_bundle
+from pipeline.bundle import Bundle
 from pipeline.errors import EngineError, ImageError, TrifocalError
 from serving.batch.journal import Journal
 from serving.batch.local import LocalRun, Store
@@ -47,7 +47,7 @@ class Answers:
     """An actor of Ray: loads the engine once, then answers whole parts.
 
     Args:
-        settings: the options; `engine` names the engine itself.
+        settings: the options; `engine` names the engine itself, `heads` all that are answered.
         files: the bundle's files by name: the actor's machine need not hold the bundle.
     """
 
@@ -58,8 +58,7 @@ class Answers:
             (bundle / name).write_bytes(data)
         cv2.setNumThreads(1)
         self._settings = settings
-        wanted = settings.answered(read_bundle(bundle).manifest.heads)
-        self._predictor = Predictor.load(bundle, settings.engine, threads=1, heads=wanted)
+        self._predictor = Predictor.load(bundle, settings.engine, threads=1, heads=settings.heads)
         self._source = open_source(settings.source, settings.out)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +132,8 @@ class RayRun:
     ) -> None:
         _require_ray()
         source = settings.source if "://" in settings.source else os.path.abspath(settings.source)
-        self._settings = replace(settings, engine=engine, source=source, out=settings.out.resolve())
+        heads = tuple(settings.answered(bundle.manifest.heads))
+        self._settings = replace(settings, engine=engine, source=source, out=settings.out.resolve(), heads=heads)
         names = ["bundle.json", *bundle.manifest.files]
         self._files = {name: (bundle.path / name).read_bytes() for name in names}
         self._journal, self._store, self._told = journal, store, told

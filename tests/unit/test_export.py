@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,66 +10,24 @@ import onnx
 import pytest
 import torch
 
-from pipeline.bundle import InputSpec, Manifest, describe_file, read_bundle, write_manifest
 from pipeline.data.module import VisionData
 from pipeline.errors import CheckpointError, ExportError
 from pipeline.export.fold import fold_batch_norms
 from pipeline.export.gate import Gate, require_passed
 from pipeline.export.graph import AnswerGraph, load_trained
-from pipeline.export.onnx import export_onnx
 from pipeline.export.parity import eager_outputs, metric_differences, metric_failures, raw_differences
-from pipeline.export.quantize import (
-    LADDER,
-    calibration_images,
-    float_layers,
-    ladder,
-    quantize_onnx,
-    quantize_openvino,
-)
 from pipeline.export.scoring import eager_scores, served_scores
-from pipeline.export.torchscript import export_torchscript
 from serving.engines.compare import TOLERANCES, differences, raw_failures
 from serving.engines.registry import load_engine, usable_specs
 from serving.predictor import Predictor
 from tasks.multitask import MultiTaskModule
-
-SHAPES = {"images": 40, "size": 96}
+from tests.unit.exports import SHAPES, network, write
 
 
 @pytest.fixture(scope="module")
 def data():
     """Scenes larger than the input, so that letterbox and inverse have work to do."""
     return VisionData(size=64, batch_size=4, shapes=SHAPES)
-
-
-def network(data, **options):
-    """A module with random but telling weights: batch norms that do something, scores that differ."""
-    torch.manual_seed(0)
-    module = MultiTaskModule(spaces=data.label_spaces, **options).eval().requires_grad_(False)
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.uniform_(-0.1, 0.1)
-            layer.running_var.uniform_(0.8, 1.2)
-            layer.weight.uniform_(0.8, 1.2)
-    for head in module.network.named_heads().values():
-        if head.kind == "boxes":
-            for branch in (head.one, head.many):
-                for tower in branch.class_tower:
-                    torch.nn.init.normal_(tower[1].weight, std=0.3)
-    return module
-
-
-def write(graph, folder, dynamic_size=False, torchscript=True):
-    """The files of a bundle, without any check."""
-    folder.mkdir()
-    manifest = Manifest("test", InputSpec(64, 64, 114, dynamic_size=dynamic_size), graph.specs(), opset=20)
-    export_onnx(graph, folder / "model.onnx", manifest, dynamic_size)
-    files = {"model.onnx": describe_file(folder / "model.onnx", "onnx", "fp32")}
-    if torchscript:
-        export_torchscript(graph, folder / "model.ts.pt", (64, 64))
-        files["model.ts.pt"] = describe_file(folder / "model.ts.pt", "torchscript", "fp32")
-    write_manifest(folder, replace(manifest, files=files))
-    return read_bundle(folder)
 
 
 @pytest.fixture(scope="module")
@@ -275,75 +232,6 @@ def test_metric_limits():
     assert metric_failures(lost, wanted, {**found, "surface": {}}, heads, 1.0)
 
 
-def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):
-    graph, bundle = exported
-    source, target = bundle.path / "model.onnx", bundle.path.parent / "int8.onnx"
-    keep = float_layers(source, 3)
-    assert {"heads.surface.decoder.score", "backbone.body.conv1"} <= set(keep)
-    assert "heads.objects.one.side_tower.0.0.0" in keep
-    assert "heads.objects.one.class_tower.0.0.0" not in keep
-    assert set(float_layers(source, 1)) < set(keep) < set(float_layers(source, 6))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        quantize_onnx(source, target, calibration_images(data, (64, 64), 8), keep)
-    model = onnx.load(str(target))
-    whole = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    quantised = {n.name for n in model.graph.node if n.op_type == "Conv" and n.input[1] in whole}
-    convolutions = {n.name for n in model.graph.node if n.op_type == "Conv"}
-    assert convolutions - quantised == convolutions & set(keep)
-    assert "flat.sub" in {n.name for n in model.graph.node}
-    assert target.stat().st_size < source.stat().st_size / 3
-    files = {**bundle.manifest.files, "int8.onnx": describe_file(target, "onnx", "int8")}
-    (bundle.path.parent / "model.onnx").write_bytes(source.read_bytes())
-    (bundle.path.parent / "model.ts.pt").write_bytes((bundle.path / "model.ts.pt").read_bytes())
-    write_manifest(bundle.path.parent, replace(bundle.manifest, files=files))
-    engine = load_engine(read_bundle(bundle.path.parent), "onnxruntime:int8")
-    found = differences(eager_outputs(graph, images), engine.infer(images), graph.specs())
-    assert found["surface.mask"] < 0.2
-
-
-def test_openvinos_int8_keeps_what_the_ladder_says_in_float(exported, data):
-    openvino = pytest.importorskip("openvino")
-    pytest.importorskip("nncf")
-    _, bundle = exported
-    source, target = bundle.path / "model.onnx", bundle.path.parent / "kept.int8.xml"
-    keep = float_layers(source, 3)
-    quantize_openvino(source, target, calibration_images(data, (64, 64), 4), keep)
-    found = {}
-    for op in openvino.Core().read_model(target).get_ops():
-        if op.get_type_name() == "Convolution":
-            weights = op.input_value(1).get_node()
-            while weights.get_type_name() != "Constant":
-                weights = weights.input_value(0).get_node()
-            found[op.get_friendly_name().split("/")[0]] = weights.get_element_type().get_type_name()
-    convolutions = {n.name for n in onnx.load(str(source)).graph.node if n.op_type == "Conv"}
-    assert found == {name: "f32" if name in keep else "i8" for name in convolutions}
-
-
-def test_the_ladder_names_only_what_the_network_has(exported, tmp_path):
-    from onnx import TensorProto, helper, numpy_helper
-
-    _, bundle = exported
-    steps = list(ladder(bundle.path / "model.onnx"))
-    assert steps[0] == (["the heads' last convolutions"], float_layers(bundle.path / "model.onnx", 1))
-    assert steps[-1][0] == [words for words, _ in LADDER]
-
-    def of(*nodes):
-        values = [numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), name) for name in "vw"]
-        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 4, 4]) for n in "xy"]
-        graph = helper.make_graph(
-            [helper.make_node(*node, name=f"n{i}") for i, node in enumerate(nodes)], "g", ends[:1], ends[1:], values
-        )
-        onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
-        return list(ladder(tmp_path / "m.onnx"))
-
-    assert of(("Relu", ["x"], ["y"])) == [([], ["n0"])]
-    assert of(("Conv", ["x", "w"], ["z"]), ("Conv", ["z", "v"], ["y"])) == [
-        ([], []),
-        (["the first convolution"], ["n0"]),
-    ]
-
-
 def test_checkpoints_that_cannot_be_exported(tmp_path, data):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_trained(tmp_path / "none.ckpt")
@@ -363,48 +251,3 @@ def test_checkpoints_that_cannot_be_exported(tmp_path, data):
     torch.save(content, tmp_path / "torn.ckpt")
     with pytest.raises(CheckpointError, match=r"does not fit the network that this version builds.*train again"):
         load_trained(tmp_path / "torn.ckpt")
-
-
-def test_the_datas_settings_travel_in_the_checkpoint(tmp_path):
-    data = VisionData(size=(64, 96), shapes=SHAPES, split=(0.7, 0.2, 0.1))
-    torch.save(data.state_dict(), tmp_path / "settings.pt")
-    again = VisionData.from_settings(torch.load(tmp_path / "settings.pt", weights_only=True))
-    assert again.size == (64, 96)
-    assert again.digest() == data.digest()
-
-
-def test_data_is_aligned_to_the_heads_classes(data):
-    spaces = {name: space for name, space in data._spaces.items() if name != "surface"}
-    turned = {
-        name: replace(space, names=space.names[::-1], counts=space.counts[::-1]) for name, space in spaces.items()
-    }
-    other = VisionData(size=64, shapes=SHAPES)
-    assert other.align(turned) == ("labels 'surface' do not count: they are no head's",)
-    assert set(other._spaces) == {"scene", "daytime", "objects"}
-    for mine, theirs in zip(data.records("val"), other.records("val"), strict=True):
-        assert data._spaces["scene"].names[mine.labels["scene"]] == turned["scene"].names[theirs.labels["scene"]]
-        assert set(theirs.labels) <= set(turned)
-    from pipeline.errors import DataError
-
-    with pytest.raises(DataError, match="no label field of the data"):
-        VisionData(size=64, shapes=SHAPES).align({})
-
-
-def test_a_field_of_another_name_is_the_only_head_of_its_kind_where_the_classes_fit(data):
-    spaces = data._spaces
-    other = VisionData(size=64, shapes=SHAPES)
-    told = other.align(
-        {
-            "things": replace(spaces["objects"], names=spaces["objects"].names[::-1], counts=()),
-            "ground": replace(spaces["surface"], names=("background", "rock"), counts=()),
-        }
-    )
-    assert set(other._spaces) == {"things"}
-    for mine, theirs in zip(data.records("val"), other.records("val"), strict=True):
-        assert (theirs.labels["things"].classes == 4 - mine.labels["objects"].classes).all()
-    assert told == (
-        "labels 'surface' do not count at head 'ground': unknown class 'disc'; known: background, rock",
-        "labels 'scene' do not count: they are no head's",
-        "labels 'daytime' do not count: they are no head's",
-        "head 'ground' is not scored: the data has no labels for it",
-    )
