@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -87,7 +88,7 @@ def names_run(reference: str) -> bool:
 
 
 def fetch_checkpoint(reference: str, folder: Path) -> Path:
-    """Downloads the best checkpoint of `runs:/RUN_ID`, or of the run behind a registered model, into a folder.
+    """Downloads the best checkpoint of `runs:/RUN_ID`, or the one that a registered model was exported from.
 
     `runs:/RUN_ID/checkpoints/last.ckpt` names another one.
 
@@ -100,8 +101,9 @@ def fetch_checkpoint(reference: str, folder: Path) -> Path:
     try:
         client = open_client()
         run, _, named = reference.removeprefix("runs:/").partition("/")
+        digest = ""
         if ref is not None:
-            run, named = _run_of_model(client, ref), ""
+            (run, digest), named = _origin(client, ref), ""
         held = {item.path for item in client.list_artifacts(run, "checkpoints")}
         asked = (named,) if named else ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
         wanted = next((path for path in asked if path in held), None)
@@ -112,16 +114,26 @@ def fetch_checkpoint(reference: str, folder: Path) -> Path:
                 else "no checkpoint; train it to its end"
             )
             raise CheckpointError(f"{reference}: run {run} holds {told}")
-        return Path(client.download_artifacts(run, wanted, str(folder)))
+        for path in dict.fromkeys((wanted, *sorted(held)) if digest else (wanted,)):
+            found = Path(client.download_artifacts(run, path, str(folder)))
+            if not digest or hashlib.sha256(found.read_bytes()).hexdigest().startswith(digest):
+                return found
+            found.unlink()
+        raise CheckpointError(
+            f"{reference} was exported from a checkpoint that run {run} does not hold (any more): give its file, or take "
+            f"another one by runs:/{run}/{wanted}"
+        )
     except store_errors() as error:
         raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
 
 
-def _run_of_model(client: Any, ref: ModelRef) -> str:
-    run: str | None = find_version(client, ref).run_id
-    if not run:
+def _origin(client: Any, ref: ModelRef) -> tuple[str, str]:
+    """The run behind a version and how its checkpoint's SHA-256 begins; "" where the version does not tell."""
+    found = find_version(client, ref)
+    if not found.run_id:
         raise CheckpointError(f"{ref} was registered without a run, so its checkpoint is not known")
-    return run
+    told = re.fullmatch(r"([0-9a-f]{8})-\d+", found.tags.get("trifocal.bundle", ""))
+    return found.run_id, told[1] if told else ""
 
 
 @contextmanager

@@ -143,9 +143,11 @@ def _plain(value: Any) -> Any:
 
 
 def _mapping(text: str) -> dict[str, Any]:
+    import yaml
+
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = yaml.safe_load(text)  # as `fit` reads it; JSON is YAML
+    except yaml.YAMLError:
         found = None
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f'{text!r} is no mapping such as {{"images": 100}}')

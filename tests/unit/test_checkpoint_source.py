@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import mlflow
 import pytest
 
@@ -64,6 +66,18 @@ def test_a_registered_model_gives_its_runs(store, tmp_path):
         find_checkpoint("models:/known@nobody")
     with pytest.raises(ConfigError, match="models:/NAME@ALIAS or models:/NAME/VERSION"):
         find_checkpoint("models:/known")
+
+
+def test_a_registered_model_gives_the_checkpoint_it_was_exported_from(store, tmp_path):
+    """Its run's last one here, as the digest in the bundle's version tells, and not the best."""
+    client = mlflow.MlflowClient()
+    client.create_registered_model("known")
+    for text in ("the last", "gone"):
+        version = f"{hashlib.sha256(text.encode()).hexdigest()[:8]}-1795352746"
+        client.create_model_version("known", tmp_path.as_uri(), run_id=store[0], tags={"trifocal.bundle": version})
+    assert find_checkpoint("models:/known/1").read_text() == "the last"
+    with pytest.raises(CheckpointError, match=f"run {store[0]} does not hold .* runs:/{store[0]}/checkpoints/best"):
+        find_checkpoint("models:/known/2")
 
 
 def test_a_store_that_is_down_is_one_line(monkeypatch):

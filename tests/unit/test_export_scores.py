@@ -112,6 +112,7 @@ def test_other_data_needs_nothing_that_only_training_used(folder, tmp_path):
         (("--data.format", "coco"), "--data.format is that of a folder"),
         (("--data.root", "a", "--data.shapes", '{"images": 9}'), "give --data.root or --data.shapes, not both"),
         (("--data.shapes", "9"), "'9' is no mapping such as"),
+        (("--data.root", "a", "--data.shapes", "{images: 9}"), "give --data.root or --data.shapes, not both"),
         (("--engine", "openvyno"), "unknown engine 'openvyno'; did you mean 'openvino'?"),
     ],
 )
