@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import ImageError, ImageFormatError, ImageSizeError
+from pipeline.imaging.quiet import hush_libtiff
 from pipeline.imaging.tiff_float import float_pixels, float_tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -114,6 +115,8 @@ def _decode(
             orientation = _orientation(image)
             pixels = _decode_jpeg(data, (image.height, image.width), at_least)
             return np.ascontiguousarray(turned(pixels, orientation)), _upright_size(image)
+        if image.format == "TIFF":
+            hush_libtiff()
         # The pixels first: on a broken file, asking for EXIF first would hide the damage.
         image.load()
         if image.format == "PNG" and _PNG_END not in data:  # Pillow does not mind

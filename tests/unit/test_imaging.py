@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -91,6 +93,22 @@ def test_truncated_and_foreign_bytes_are_errors(kind):
 def test_a_file_cut_at_its_very_end_is_an_error_though_all_pixels_may_be_there(kind, missing):
     with pytest.raises(ImageError, match=r"cut\.img"):
         decode_bytes(encoded(picture(), kind)[:-missing], "cut.img")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libtiff is found among the process's mapped files")
+def test_a_broken_tiff_is_an_error_and_nothing_on_the_terminal():
+    """In a process of its own: libtiff writes to the descriptor."""
+    data = io.BytesIO()
+    picture().save(data, "TIFF", compression="tiff_lzw")
+    directory = struct.unpack("<I", data.getvalue()[4:8])[0]
+    broken = data.getvalue()[:8] + b"\xff" * (directory - 8) + data.getvalue()[directory:]
+    code = (
+        "import sys\nfrom pipeline.errors import ImageError\nfrom pipeline.imaging.decode import decode_bytes\n"
+        "try:\n    decode_bytes(sys.stdin.buffer.read(), 'broken.tif')\nexcept ImageError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=broken, capture_output=True, check=True)
+    assert done.stdout.startswith(b"broken.tif: cannot be decoded")
+    assert done.stderr == b""
 
 
 def test_sixteen_bits_are_scaled_and_alpha_lies_on_white():
