@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     except TrifocalError as error:
         if os.environ.get("TRIFOCAL_DEBUG"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(error.line())
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -27,6 +27,11 @@ class TrifocalError(Exception):
 
     exit_code = 1
 
+    def line(self) -> str:
+        """`error: …` for the terminal; characters that a file's name may hold to break the line or steer it are escaped."""
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(self))
+        return f"error: {''.join(escaped)}\n"
+
 
 class ConfigError(TrifocalError):
     """A wrong key, class name or value; names it, the file it stands in and the nearest right spelling."""

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         else:
             fetch_bundle(arguments[1], arguments[2], Path(arguments[3]))
     except TrifocalError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(error.line())
         return 1
     return 0
 

@@ -101,7 +101,7 @@ class Supervisor:
             self._work(partial(_tell, tell), self._alive)
             code = 0
         except TrifocalError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(error.line())
             code = error.exit_code
         except BaseException:  # noqa: BLE001  # a forked process must end here, whatever happened
             traceback.print_exc()

@@ -141,3 +141,10 @@ def test_the_command_keeps_large_buffers_by_one_start_anew(monkeypatch):
             own.setenv(name, value)
             cli._tune_process()
     assert len(started) == 1
+
+
+def test_a_name_cannot_break_the_line_of_an_error(capsys):
+    assert cli.main(["describe", "one\ntwo\x1b[2J\udcff"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: one\\ntwo\\x1b[2J\\udcff is no bundle")
+    assert told.count("\n") == 1
