@@ -30,9 +30,10 @@ import numpy as np
 import torch
 import yaml
 
-from pipeline.bundle import Bundle, InputSpec, Manifest, describe_file, finish, read_bundle, write_manifest, writing
+from pipeline.bundle import Bundle, InputSpec, Manifest, read_bundle
 from pipeline.data.shapes import draw_scene, read_shapes
 from pipeline.export import quantize
+from pipeline.export.folder import describe_file, finish, write_manifest, writing
 from pipeline.export.graph import AnswerGraph
 from pipeline.export.onnx import OPSET, export_onnx
 from pipeline.export.torchscript import export_torchscript
@@ -54,11 +55,10 @@ def scenes(count: int, size: int) -> np.ndarray:
 def graph_of(backbone: str, heads: dict[str, Any] | None = None, fields: set[str] | None = None) -> AnswerGraph:
     """A network of random weights whose batch norms have seen a few scenes."""
     spaces = {k: s.to_dict() for k, s in read_shapes(images=10, size=64).spaces.items() if not fields or k in fields}
-    options = {
-        k: v for k, v in (heads or {}).items() if k in spaces or k in {"classification", "detection", "segmentation"}
-    }
-    if fields:  # an option for a kind of head that is not there would be a mistake
-        options = {k: v for k, v in options.items() if k in spaces}
+    kinds = {"classification": "labels", "detection": "boxes", "segmentation": "mask"}
+    there = {*spaces, *(kind for kind, form in kinds.items() if FIELDS[form] & set(spaces))}
+    # An option for a head that is not there would be a mistake.
+    options = {name: value for name, value in (heads or {}).items() if name in there}
     torch.manual_seed(0)
     module = MultiTaskModule(backbone, spaces=spaces, heads=options or None, channels_last=False)
     with torch.no_grad():

@@ -12,18 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bundle import (
-    Bundle,
-    InputSpec,
-    Manifest,
-    describe_file,
-    finish,
-    read_bundle,
-    write_manifest,
-    writing,
-)
+from pipeline.bundle import Bundle, InputSpec, Manifest, read_bundle
 from pipeline.data.module import VisionData
 from pipeline.errors import ConfigError, ExportError
+from pipeline.export.folder import describe_file, finish, write_manifest, writing
 from pipeline.export.gate import Gate, require_passed
 from pipeline.export.graph import AnswerGraph, Trained, build_graph, load_trained
 from pipeline.export.onnx import OPSET, export_onnx

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle import HeadSpec, InputSpec, Manifest, describe_file, finish, write_manifest, writing
+from pipeline.bundle import HeadSpec, InputSpec, Manifest
+from pipeline.export.folder import describe_file, finish, write_manifest, writing
 
 HEADS = {
     "colour": HeadSpec("classes", ("red", "green", "blue"), ("colour.probabilities",), 0.5),

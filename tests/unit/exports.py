@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.bundle import InputSpec, Manifest, describe_file, read_bundle, write_manifest
+from pipeline.bundle import InputSpec, Manifest, read_bundle
+from pipeline.export.folder import describe_file, write_manifest
 from pipeline.export.onnx import export_onnx
 from pipeline.export.torchscript import export_torchscript
 from tasks.multitask import MultiTaskModule

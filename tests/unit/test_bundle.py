@@ -14,8 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from pipeline.bundle import describe_file, finish, read_bundle, write_manifest, writing
+from pipeline.bundle import read_bundle
 from pipeline.errors import BundleError, EngineError
+from pipeline.export.folder import describe_file, finish, write_manifest, writing
 from pipeline.export.register import figures
 from pipeline.export.table import describe_bundle
 from serving.engines.registry import load_engine

@@ -10,8 +10,9 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 
-from pipeline.bundle import Bundle, describe_file, read_bundle, write_manifest
+from pipeline.bundle import Bundle, read_bundle
 from pipeline.errors import BundleError, ConfigError
+from pipeline.export.folder import describe_file, write_manifest
 from pipeline.imaging.geometry import Letterbox
 from serving.answers import Options
 from serving.engines import onnxruntime as ort_engine

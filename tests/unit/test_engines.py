@@ -14,8 +14,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from pipeline.bundle import Bundle, describe_file, read_bundle, write_manifest
+from pipeline.bundle import Bundle, read_bundle
 from pipeline.errors import BundleError, EngineError
+from pipeline.export.folder import describe_file, write_manifest
 from serving.engines import choose as choosing
 from serving.engines import registry
 from serving.engines.base import grey

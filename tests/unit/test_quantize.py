@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.bundle import describe_file, read_bundle, write_manifest
+from pipeline.bundle import read_bundle
 from pipeline.data.module import VisionData
+from pipeline.export.folder import describe_file, write_manifest
 from pipeline.export.graph import AnswerGraph
 from pipeline.export.parity import eager_outputs
 from pipeline.export.quantize import (

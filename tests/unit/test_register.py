@@ -8,7 +8,8 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.bundle import read_bundle, write_manifest
+from pipeline.bundle import read_bundle
+from pipeline.export.folder import write_manifest
 from pipeline.export.register import _signature, log_to_run, register
 from serving.engines.registry import load_engine
 from tests.unit.bundles import known_bundle

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from pipeline.backbones.build import build_backbone
-from pipeline.bundle import InputSpec, Manifest, describe_file, read_bundle, write_manifest
+from pipeline.bundle import InputSpec, Manifest, read_bundle
 from pipeline.data.module import VisionData
+from pipeline.export.folder import describe_file, write_manifest
 from pipeline.export.graph import AnswerGraph
 from pipeline.export.onnx import export_onnx
 from pipeline.export.parity import raw_differences

@@ -70,7 +70,8 @@ def test_a_file_and_a_folder_that_want_one_name_are_told_and_stop_nothing(part, 
 def test_head_and_class_names_cannot_lead_out(tmp_path):
     from dataclasses import replace
 
-    from pipeline.bundle import read_bundle, write_manifest
+    from pipeline.bundle import read_bundle
+    from pipeline.export.folder import write_manifest
 
     model = known_bundle(tmp_path / "known")
     manifest = read_bundle(model).manifest

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import read_bundle, write_manifest
+from pipeline.bundle import read_bundle
 from pipeline.errors import ConfigError, DataError
+from pipeline.export.folder import write_manifest
 from serving.batch.local import LocalRun
 from serving.batch.plan import Item, Part
 from serving.batch.progress import Progress

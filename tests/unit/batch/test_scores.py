@@ -15,8 +15,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.batch_scores import LabelScorer
-from pipeline.bundle import read_bundle, write_manifest
+from pipeline.bundle import read_bundle
 from pipeline.errors import ConfigError, DataError
+from pipeline.export.folder import write_manifest
 from pipeline.export.scoring import EVERYTHING, as_prediction, metrics_for
 from pipeline.records import BoxTarget, ClassTarget, MaskTarget
 from serving.batch.run import BatchRun
