@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py engines   a three-task network: every engine and precision against eager float32 PyTorch
     python benchmarks/engines.py sharing   one network of three tasks against three networks of that backbone
-    python benchmarks/engines.py presets   light, base and the default network on every engine
+    python benchmarks/engines.py presets   nano, light, base and the default network on every engine
     python benchmarks/engines.py nano --peer PYTHON   the light network against three nano networks of Ultralytics, which
                                            the interpreter PYTHON has installed (never this project's)
     python benchmarks/engines.py parts     where the time goes, per part of the network
@@ -169,7 +169,7 @@ def sharing(given: Given, folder: Path) -> None:
 def presets(given: Given, folder: Path) -> None:
     images = scenes(given.batch, given.size)
     ways: Ways = {}
-    for name in ("light", "base", "default"):
+    for name in ("nano", "light", "base", "default"):
         graph = graph_of("resnet18") if name == "default" else graph_of(*preset(name))
         bundle = bundle_of(graph, folder / name, given.size)
         ways |= {f"{name}, {spec}": run for spec, run in engines_of(bundle, images).items() if "torch" not in spec}

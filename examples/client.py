@@ -119,4 +119,6 @@ def main(url: str, *pictures: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python client.py http://127.0.0.1:8000 PICTURE ...")
     main(*sys.argv[1:])

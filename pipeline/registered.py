@@ -100,31 +100,35 @@ def fetch_checkpoint(reference: str, folder: Path) -> Path:
     ref = parse_ref(reference)
     try:
         client = open_client()
-        run, _, named = reference.removeprefix("runs:/").partition("/")
-        digest = ""
-        if ref is not None:
+        if ref is None:
+            run, _, named = reference.removeprefix("runs:/").partition("/")
+            digest = ""
+        else:
             (run, digest), named = _origin(client, ref), ""
-        held = {item.path for item in client.list_artifacts(run, "checkpoints")}
-        asked = (named,) if named else ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
-        wanted = next((path for path in asked if path in held), None)
-        if wanted is None:
-            told = (
-                f"no {named}; it holds {', '.join(sorted(held))}"
-                if named and held
-                else "no checkpoint; train it to its end"
-            )
-            raise CheckpointError(f"{reference}: run {run} holds {told}")
-        for path in dict.fromkeys((wanted, *sorted(held)) if digest else (wanted,)):
+        first, *others = _held(client, reference, run, named)
+        for path in (first, *others) if digest else (first,):
             found = Path(client.download_artifacts(run, path, str(folder)))
-            if not digest or hashlib.sha256(found.read_bytes()).hexdigest().startswith(digest):
-                return found
+            with found.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest().startswith(digest):
+                    return found
             found.unlink()
         raise CheckpointError(
             f"{reference} was exported from a checkpoint that run {run} does not hold (any more): give its file, or take "
-            f"another one by runs:/{run}/{wanted}"
+            f"another one by runs:/{run}/{first}"
         )
     except store_errors() as error:
         raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
+
+
+def _held(client: Any, reference: str, run: str, named: str) -> list[str]:
+    """A run's checkpoints, the one that is asked for first; raises CheckpointError where there is none such."""
+    held = sorted(item.path for item in client.list_artifacts(run, "checkpoints"))
+    asked = (named,) if named else ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    wanted = next((path for path in asked if path in held), None)
+    if wanted is None:
+        told = f"no {named}; it holds {', '.join(held)}" if named and held else "no checkpoint; train it to its end"
+        raise CheckpointError(f"{reference}: run {run} holds {told}")
+    return [wanted, *(path for path in held if path != wanted)]
 
 
 def _origin(client: Any, ref: ModelRef) -> tuple[str, str]:

@@ -78,6 +78,7 @@ def test_a_registered_model_gives_the_checkpoint_it_was_exported_from(store, tmp
     assert find_checkpoint("models:/known/1").read_text() == "the last"
     with pytest.raises(CheckpointError, match=f"run {store[0]} does not hold .* runs:/{store[0]}/checkpoints/best"):
         find_checkpoint("models:/known/2")
+    assert find_checkpoint(f"runs:/{store[0]}").read_text() == "the best"  # looking left it where it was
 
 
 def test_a_store_that_is_down_is_one_line(monkeypatch):
