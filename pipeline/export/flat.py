@@ -60,11 +60,13 @@ def flatten_normalisation(model: Any) -> bool:
 
 
 def _beginning(graph: Any) -> list[Any] | None:
-    """The chain's nodes, where each is all that the one before it leads to."""
+    """The chain's nodes, where each is all that the one before it leads to; the pixels, which stay, may lead elsewhere too."""
     found, at = [], graph.input[0].name
     answers = {each.name for each in graph.output}
     for kind in CHAIN:
         takers = [node for node in graph.node if at in node.input]
+        if not found:
+            takers = [node for node in takers if node.op_type == kind]
         if len(takers) != 1 or takers[0].op_type != kind or takers[0].input[0] != at or at in answers:
             return None
         found.append(takers[0])

@@ -52,6 +52,18 @@ def test_every_value_is_the_same(shape):
     assert list(tiled.dims) == [5 * 3]
 
 
+def test_a_graph_that_also_asks_for_the_size_of_its_batch():
+    """As one with non-maximum suppression inside does."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
+    model = graph()
+    model.graph.node.insert(0, helper.make_node("Shape", ["images"], ["sides"], "shape"))
+    model.graph.output.append(helper.make_tensor_value_info("sides", TensorProto.INT64, [4]))
+    before = run(model, images)
+    assert flatten_normalisation(model)
+    onnx.checker.check_model(model)
+    np.testing.assert_array_equal(run(model, images), before)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -195,7 +195,7 @@ def test_separable_layers_multiply_less():
 @pytest.mark.parametrize(
     ("stride", "sides"), [(8, [32, 16, 8, 8, 8]), (16, [32, 16, 8, 4, 4]), (32, [32, 16, 8, 4, 2])]
 )
-@pytest.mark.parametrize("name", ["resnet18", "tu-resnet18", "light", "light-deep"])
+@pytest.mark.parametrize("name", ["resnet18", "tu-resnet18", "light", "light-deep", "light-nano"])
 def test_dilation_keeps_the_coarse_maps_fine_and_the_weights_as_they_were(name, stride, sides):
     dilated = build_backbone(name, options={"output_stride": stride}).eval()
     with torch.no_grad():
