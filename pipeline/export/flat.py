@@ -61,7 +61,8 @@ def flatten_normalisation(model: Any) -> bool:
 
 def _beginning(graph: Any) -> list[Any] | None:
     """The chain's nodes, where each is all that the one before it leads to; the pixels, which stay, may lead elsewhere too."""
-    found, at = [], graph.input[0].name
+    found: list[Any] = []
+    at = graph.input[0].name
     answers = {each.name for each in graph.output}
     for kind in CHAIN:
         takers = [node for node in graph.node if at in node.input]
