@@ -1,4 +1,5 @@
-"""A long day of the service in short: python benchmarks/soak.py BUNDLE --requests 30000 [--nasty DIR].
+"""A long day of the service in short: python benchmarks/soak.py BUNDLE --requests 30000 [--nasty DIR]
+[--engine onnxruntime].
 
 Many clients, every hundredth picture a nasty one, a model swap, an engine process killed, SIGTERM while all clients
 are busy. Exit code 0 where every accepted request was answered once and rightly, and memory stayed flat.
@@ -92,7 +93,7 @@ class Service:
         for version in ("1", "2"):
             shutil.copytree(bundle, cache_folder(ModelRef(NAME, "champion")) / version)
         command = [str(Path(sys.executable).parent / "lightning"), "serve", f"models:/{NAME}@champion", "--port", "0"]
-        command += ["--engine", "onnxruntime", "--log-format", "json", "--poll", "0.5", *options]
+        command += ["--log-format", "json", "--poll", "0.5", *options]
         self.log = work / "log"
         root = Path(__file__).parents[1]
         env = {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
@@ -194,13 +195,13 @@ def _alike(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def truth(bundle: Path, data: list[bytes]) -> list[Any]:
+def truth(bundle: Path, engine: str, data: list[bytes]) -> list[Any]:
     """The answers as the predictor gives them by itself."""
     from pipeline.errors import ImageError
     from serving.predictor import Predictor
     from serving.render import render_answer
 
-    predictor, found = Predictor.load(bundle, "onnxruntime", threads=1), []
+    predictor, found = Predictor.load(bundle, engine, threads=1), []
     for answer in predictor.predict(data, batch_size=1):
         assert not isinstance(answer, ImageError)
         size = {"width": answer.size[1], "height": answer.size[0]}
@@ -268,12 +269,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=30_000)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--nasty", type=Path, help="folder of files to mix in besides the made-up ones")
+    parser.add_argument("--engine", default="onnxruntime", help="any other option goes to `lightning serve`")
     parser.add_argument("--json", type=Path)
     given, options = parser.parse_known_args()
     good, bad = pictures(), nasty(given.nasty)
-    wanted, store = truth(given.bundle, good), Store()
+    wanted, store = truth(given.bundle, given.engine, good), Store()
     with tempfile.TemporaryDirectory(prefix="trifocal-soak-") as folder:
-        service = Service(given.bundle, Path(folder), store, options)
+        service = Service(given.bundle, Path(folder), store, ["--engine", given.engine, *options])
         family, begun = list(service.family()), time.monotonic()
         soak = Soak(service, good, bad, wanted)
         try:
