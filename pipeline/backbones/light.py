@@ -74,7 +74,7 @@ def _conv_norm(channels_in: int, channels_out: int, kernel: int, stride: int, di
 
 @register_backbone("light")
 def light(in_channels: int, output_stride: Literal[8, 16, 32] = 32) -> Backbone:
-    """One block a stage: 4.3 million weights. `output_stride` 8 or 16: dilation instead of the last strides."""
+    """One block a stage: 3.5 million weights. `output_stride` 8 or 16: dilation instead of the last strides."""
     return _build("light", in_channels, (32, 64, 128, 256, 384), (1, 1, 1, 1), output_stride)
 
 
@@ -86,7 +86,7 @@ def light_deep(in_channels: int, output_stride: Literal[8, 16, 32] = 32) -> Back
 
 @register_backbone("light-nano")
 def light_nano(in_channels: int, output_stride: Literal[8, 16, 32] = 32) -> Backbone:
-    """Half the widths of `light` from stride 4 on: 1.2 million weights. `output_stride` as of `light`."""
+    """Half the widths of `light` at strides 4 to 16: 1.2 million weights. `output_stride` as of `light`."""
     return _build("light-nano", in_channels, (32, 32, 64, 128, 256), (1, 1, 1, 1), output_stride)
 
 
