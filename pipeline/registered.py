@@ -105,19 +105,23 @@ def fetch_checkpoint(reference: str, folder: Path) -> Path:
             digest = ""
         else:
             (run, digest), named = _origin(client, ref), ""
-        first, *others = _held(client, reference, run, named)
-        for path in (first, *others) if digest else (first,):
+        held = _held(client, reference, run, named)
+        for path in held:
             found = Path(client.download_artifacts(run, path, str(folder)))
-            with found.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest().startswith(digest):
-                    return found
+            if not digest or _sha256(found).startswith(digest):
+                return found
             found.unlink()
         raise CheckpointError(
             f"{reference} was exported from a checkpoint that run {run} does not hold (any more): give its file, or take "
-            f"another one by runs:/{run}/{first}"
+            f"another one by runs:/{run}/{held[0]}"
         )
     except store_errors() as error:
         raise CheckpointError(f"{reference} in {public_uri(store_uri())}: {plain_reason(error)}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _held(client: Any, reference: str, run: str, named: str) -> list[str]:

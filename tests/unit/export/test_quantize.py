@@ -10,9 +10,7 @@ import onnx
 import pytest
 
 from pipeline.bundle import read_bundle
-from pipeline.data.module import VisionData
 from pipeline.export.folder import describe_file, write_manifest
-from pipeline.export.graph import AnswerGraph
 from pipeline.export.parity import eager_outputs
 from pipeline.export.quantize import (
     LADDER,
@@ -24,24 +22,6 @@ from pipeline.export.quantize import (
 )
 from serving.engines.compare import differences
 from serving.engines.registry import load_engine
-from tests.unit.exports import SHAPES, network, write
-
-
-@pytest.fixture(scope="module")
-def data():
-    """Scenes larger than the input, so that letterbox and inverse have work to do."""
-    return VisionData(size=64, batch_size=4, shapes=SHAPES)
-
-
-@pytest.fixture(scope="module")
-def exported(data, tmp_path_factory):
-    graph = AnswerGraph(network(data).network).eval()
-    return graph, write(graph, tmp_path_factory.mktemp("exported") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
 
 
 def test_int8_keeps_what_the_ladder_says_in_float(exported, data, images):

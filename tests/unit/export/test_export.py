@@ -10,7 +10,6 @@ import onnx
 import pytest
 import torch
 
-from pipeline.data.module import VisionData
 from pipeline.errors import CheckpointError, ExportError
 from pipeline.export.fold import fold_batch_norms
 from pipeline.export.gate import Gate, require_passed
@@ -21,24 +20,7 @@ from serving.engines.compare import TOLERANCES, differences, raw_failures
 from serving.engines.registry import load_engine, usable_specs
 from serving.predictor import Predictor
 from tasks.multitask import MultiTaskModule
-from tests.unit.exports import SHAPES, network, write
-
-
-@pytest.fixture(scope="module")
-def data():
-    """Scenes larger than the input, so that letterbox and inverse have work to do."""
-    return VisionData(size=64, batch_size=4, shapes=SHAPES)
-
-
-@pytest.fixture(scope="module")
-def exported(data, tmp_path_factory):
-    graph = AnswerGraph(network(data).network).eval()
-    return graph, write(graph, tmp_path_factory.mktemp("exported") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
+from tests.unit.export.trial import network, write
 
 
 def test_the_file_is_what_design_says(exported):

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.data.module import VisionData
 from pipeline.errors import DataError
-from tests.unit.exports import SHAPES
+from tests.unit.export.trial import SHAPES
 
 
 @pytest.fixture(scope="module")
