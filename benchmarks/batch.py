@@ -129,6 +129,7 @@ def speed(given: Given, work: Path, model: Path) -> dict[str, Any]:
     source = make_images(work / "in", given.images)
     paths = sorted(source.iterdir())
     predictor = Predictor.load(model, given.engine, streams=usable_cores())
+    predictor.engine.warm_up(given.batch)
     summaries: list[dict[str, Any]] = []
     found, busy = in_turn(
         {
@@ -151,6 +152,7 @@ def photos(given: Given, work: Path, model: Path) -> dict[str, Any]:
     """Twelve megapixels: the command against loops that decode every pixel, without and with the masks' answers."""
     paths = make_photos(work / "in", given.images)
     predictor = Predictor.load(model, given.engine, streams=usable_cores())
+    predictor.engine.warm_up(given.batch)
     some = [path.read_bytes() for path in paths[:8]]
     _, decoding = in_turn(
         {name: lambda d=decode: [d(data) for data in some] for name, decode in decoders(predictor).items()},

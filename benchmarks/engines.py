@@ -103,6 +103,8 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
 
 def engines_of(bundle: Bundle, images: np.ndarray) -> Ways:
     loaded = {spec: load_engine(bundle, spec) for spec in usable_specs(bundle)}
+    for engine in loaded.values():
+        engine.warm_up(len(images))
     return {spec: (lambda engine=engine: engine.infer(images)) for spec, engine in loaded.items()}
 
 

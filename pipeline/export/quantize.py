@@ -158,7 +158,7 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
         model = openvino.Core().read_model(source)
         # OpenVINO reads a convolution with a bias as two operations, `NAME/WithoutBiases` and the addition `NAME`.
         names = {op.get_friendly_name() for op in model.get_ops()}
-        kept = sorted(name for name in names if name.removesuffix("/WithoutBiases") in keep)
+        kept = {name for name in names if name.removesuffix("/WithoutBiases") in keep} | _tail(model)
         quantized = in_own_thread(
             lambda: nncf.quantize(
                 model,
@@ -169,10 +169,23 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
                 ),
-                ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False),
             )
         )
         openvino.save_model(quantized, target, compress_to_fp16=False)
+
+
+def _tail(model: Any) -> set[str]:
+    """Names of an openvino.Model's operations behind its last layers with weights: the answers' own arithmetic."""
+    found: set[str] = set()
+    left = [result.input_value(0).get_node() for result in model.get_results()]
+    while left:
+        node = left.pop()
+        name = node.get_friendly_name()
+        if name not in found and node.get_type_name() not in {"Convolution", "GroupConvolution", "MatMul"}:
+            found.add(name)
+            left += [value.get_node() for value in node.input_values()]
+    return found
 
 
 @contextlib.contextmanager

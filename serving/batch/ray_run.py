@@ -59,6 +59,7 @@ class Answers:
         cv2.setNumThreads(1)
         self._settings = settings
         self._predictor = Predictor.load(bundle, settings.engine, threads=1, heads=settings.heads)
+        self._predictor.engine.warm_up(settings.batch)
         self._source = open_source(settings.source, settings.out)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,11 @@ def expected_distances(logits: Tensor) -> Tensor:
 
 
 def distances_to_boxes(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """Left, top, right, bottom distances (..., A, 4) in strides to xyxy (..., A, 4) in pixels."""
-    pixels = distances * strides[:, None]
+    """Left, top, right, bottom distances (..., A, 4) in strides to xyxy (..., A, 4) in pixels.
+
+    Points (A, 2) and strides (A,), or each image's own (..., A, 2) and (..., A).
+    """
+    pixels = distances * strides[..., None]
     return torch.cat([points - pixels[..., :2], points + pixels[..., 2:]], -1)
 
 
@@ -49,20 +52,35 @@ def boxes_to_distances(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor
     return torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], 1) / strides[:, None]
 
 
-def top_boxes(boxes: Tensor, scores: Tensor, count: int) -> BoxPrediction:
+def rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, K) of values (B, N, ...): (B, K, ...)."""
+    batch, count = values.shape[:2]
+    # One index over all images: engines copy whole rows, where `gather` looks up number by number.
+    first = torch.arange(batch, device=rows.device)[:, None] * count
+    picked = values.flatten(0, 1).index_select(0, (rows + first).flatten())
+    return picked.reshape(batch, rows.shape[1], *values.shape[2:])
+
+
+def best_points(logits: Tensor, count: int) -> Tensor:
+    """Indices int64 (B, min(count, A)) of the points whose best class has the largest logits (B, A, C), best first."""
+    return logits.amax(2).topk(min(count, logits.shape[1]), dim=1).indices
+
+
+def best_pairs(boxes: Tensor, scores: Tensor, count: int) -> BoxPrediction:
     """The `count` best (point, class) pairs per image, without suppression.
 
     Boxes (B, A, 4) and probabilities (B, A, C); K = min(count, A * C).
     """
     classes = scores.shape[2]
-    anchors = min(count, scores.shape[1])
-    # First the best points, then the best pairs among them: the same answer, far fewer numbers to sort.
-    best_points = scores.amax(2).topk(anchors, dim=1).indices
-    scores = scores.gather(1, best_points[..., None].expand(-1, -1, classes))
-    boxes = boxes.gather(1, best_points[..., None].expand(-1, -1, 4))
-    values, pairs = scores.flatten(1).topk(min(count, anchors * classes), dim=1)
+    values, pairs = scores.flatten(1).topk(min(count, scores.shape[1] * classes), dim=1)
     rows = torch.div(pairs, classes, rounding_mode="floor")
-    return BoxPrediction(boxes.gather(1, rows[..., None].expand(-1, -1, 4)), values, pairs % classes)
+    return BoxPrediction(rows_of(boxes, rows), values, pairs % classes)
+
+
+def top_boxes(boxes: Tensor, scores: Tensor, count: int) -> BoxPrediction:
+    """As `best_pairs`, of few points: the same answer, far fewer numbers to sort."""
+    best = best_points(scores, count)
+    return best_pairs(rows_of(boxes, best), rows_of(scores, best), count)
 
 
 LEVELS, PLACES = 2048, 1 << 16
@@ -109,4 +127,4 @@ def suppress(prediction: BoxPrediction, threshold: float) -> BoxPrediction:
     """Per-class non-maximum suppression of a batch in one call; suppressed rows get score 0 and go last."""
     boxes, scores, classes = prediction
     values, order = (scores * surviving(boxes, classes, threshold, scores)).sort(dim=1, descending=True)
-    return BoxPrediction(boxes.gather(1, order[..., None].expand(-1, -1, 4)), values, classes.gather(1, order))
+    return BoxPrediction(rows_of(boxes, order), values, rows_of(classes, order))

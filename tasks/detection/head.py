@@ -19,11 +19,13 @@ from tasks.detection.base import BoxHead
 from tasks.detection.decode import (
     BoxPrediction,
     anchor_points,
+    best_pairs,
+    best_points,
     boxes_to_distances,
     distances_to_boxes,
     expected_distances,
+    rows_of,
     suppress,
-    top_boxes,
 )
 from tasks.detection.loss import complete_iou, distribution_focal_loss
 from tasks.head import Losses, register
@@ -183,11 +185,14 @@ class DetectionHead(BoxHead):
         """The `max_boxes` best boxes of each image."""
         branch = raw.many if self.nms else raw.one
         assert branch is not None
-        boxes = distances_to_boxes(expected_distances(branch.sides), raw.points, raw.strides)
+        count = self.max_boxes * (3 if self.nms else 1)
+        best = best_points(branch.logits, count)  # only these are decoded: they can give all of the answer
+        distances = expected_distances(rows_of(branch.sides, best))
+        boxes = distances_to_boxes(distances, raw.points[best], raw.strides[best])
+        found = best_pairs(boxes, rows_of(branch.logits, best).sigmoid(), count)
         if not self.nms:
-            return top_boxes(boxes, branch.logits.sigmoid(), self.max_boxes)
-        wide = suppress(top_boxes(boxes, branch.logits.sigmoid(), 3 * self.max_boxes), self.nms_iou)
-        return BoxPrediction(*(column[:, : self.max_boxes] for column in wide))
+            return found
+        return BoxPrediction(*(column[:, : self.max_boxes] for column in suppress(found, self.nms_iou)))
 
 
 def _scale_gradient(value: Tensor, factor: float) -> Tensor:

@@ -9,6 +9,8 @@ import tasks.multitask  # noqa: F401  # registers the heads
 from pipeline.errors import ConfigError
 from pipeline.labels import LabelSpace
 from pipeline.records import Batch, BoxTarget, ClassTarget, MaskTarget
+from tasks.detection.decode import distances_to_boxes, expected_distances
+from tasks.detection.head import BranchOutput, RawBoxes
 from tasks.head import labelled
 from tasks.network import build_network, select_heads
 from tasks.segmentation import pixel_softmax
@@ -44,6 +46,22 @@ def make_network():
     return build_network(
         "resnet18", 3, None, select_heads(None, SPACES, ("classes", "multilabel", "boxes", "mask")), SPACES
     )
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_boxes_of_the_best_points_alone_are_the_best_of_all(nms):
+    torch.manual_seed(0)
+    head = make_network().heads["objects"].eval()
+    head.nms, head.max_boxes, head.nms_iou = nms, 20, 1.0  # nothing is suppressed
+    points, strides = torch.rand(150, 2) * 64, torch.tensor([8.0, 16.0]).repeat(75)
+    branch = BranchOutput(torch.randn(3, 150, 2), torch.randn(3, 150, 4, 16))
+    found = head.decode(RawBoxes(branch, branch, points, strides))
+    boxes = distances_to_boxes(expected_distances(branch.sides), points, strides)
+    scores, pairs = branch.logits.sigmoid().flatten(1).topk(20)
+    torch.testing.assert_close(found.scores, scores)
+    assert torch.equal(found.classes, pairs % 2)
+    for image in range(3):
+        torch.testing.assert_close(found.boxes[image], boxes[image, pairs[image] // 2])
 
 
 def test_given_one_batch_when_trained_then_every_head_learns_it():

@@ -69,6 +69,26 @@ def test_openvinos_int8_keeps_what_the_ladder_says_in_float(exported, data):
     assert found == {name: "f32" if name in keep else "i8" for name in convolutions}
 
 
+def test_openvinos_int8_leaves_the_answers_arithmetic_in_float(exported, data):
+    """The mean distance to a box's sides over 16 bins, and the masks' probabilities, were rounded to 256 levels."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    _, bundle = exported
+    source, target = bundle.path / "model.onnx", bundle.path.parent / "tail.int8.xml"
+    quantize_openvino(source, target, calibration_images(data, (64, 64), 4), [])
+    model = openvino.Core().read_model(target)
+    kinds = {op.get_friendly_name(): op.get_type_name() for op in model.get_ops()}
+    left = [result.input_value(0).get_node() for result in model.get_results()]
+    seen = set()
+    while left:
+        node = left.pop()
+        if node.get_friendly_name() not in seen and node.get_type_name() not in {"Convolution", "MatMul"}:
+            seen.add(node.get_friendly_name())
+            left += [value.get_node() for value in node.input_values()]
+    assert "Softmax" in {kinds[name] for name in seen}
+    assert "FakeQuantize" in set(kinds.values()) - {kinds[name] for name in seen}
+
+
 def test_the_ladder_names_only_what_the_network_has(exported, tmp_path):
     from onnx import TensorProto, helper, numpy_helper
 
