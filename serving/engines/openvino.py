@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -39,7 +42,7 @@ def file_of(bundle: Bundle, variant: str) -> str | None:
 
 
 class OpenVinoEngine:
-    """Compiled models, one for each batch that was warmed up, and pools of their infer requests, so calls may run side by side.
+    """Compiled models, one for each batch that was warmed up, and pools of their infer requests: calls may run side by side.
 
     A model of one fixed batch takes 0.8 to 1.2 ms less a call than one that leaves it open: nothing is laid out anew, and
     transpositions melt into what follows. Other batches are computed in parts of those that are there, 1 at the least.
@@ -68,31 +71,43 @@ class OpenVinoEngine:
         self._input, self._names = bundle.manifest.input, bundle.outputs
         # int8 answers wrongly wherever height and width are open, also at the trained size.
         self._open = bundle.manifest.input.dynamic_size and variant != "int8"
-        self._idle: dict[int, SimpleQueue[Any]] = {1: self._compile(1)}
+        self._core = openvino.Core()
+        self._model: Any = self._checked()  # until the first batch is known
+        self._idle: dict[int, SimpleQueue[Any]] = {}
+        self._turn = threading.Lock()
         self._report = EngineReport(NAME, variant, openvino.__version__.split("-")[0], "cpu", threads, name)
 
-    def _compile(self, batch: int) -> SimpleQueue[Any]:
-        """Infer requests, one for each stream, of a model of that batch, or of any where sizes are open."""
-        import openvino
-
-        core = openvino.Core()
-        try:
-            model = self._read(core, self._bundle, self._file)
+    def _checked(self) -> Any:
+        """The file's model of any batch; raises EngineError or BundleError."""
+        with self._told():
+            model = self._read(self._core, self._bundle, self._file)
             takes, answers = ([n for p in ports for n in p.get_names()] for ports in (model.inputs, model.outputs))
             require_fit(self._bundle, self._file, takes, answers)
-            if len(self._names) < len(self._bundle.manifest.outputs):
-                model = _in_part(model, self._names)
-            if not self._open:
-                model.reshape([batch, *self._input.size, 3])
-                lay_out(model)
-            compiled = in_own_thread(lambda: core.compile_model(model, "CPU", self._settings))
+            return _in_part(model, self._names) if len(self._names) < len(self._bundle.manifest.outputs) else model
+
+    def _requests(self, batch: int) -> SimpleQueue[Any]:
+        """Idle infer requests, one for each stream, of a model of that batch, or of any where sizes are open."""
+        with self._turn:
+            if batch not in self._idle:
+                model, self._model = self._model or self._checked(), None
+                with self._told():
+                    if not self._open:
+                        model.reshape([batch, *self._input.size, 3])
+                        lay_out(model)
+                    compiled = in_own_thread(lambda: self._core.compile_model(model, "CPU", self._settings))
+                idle: SimpleQueue[Any] = SimpleQueue()
+                for _ in range(self._streams):
+                    idle.put(compiled.create_infer_request())
+                self._idle = self._idle | {batch: idle}
+        return self._idle[batch]
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             path = self._bundle.path / self._file
             raise EngineError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
-        idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(self._streams):
-            idle.put(compiled.create_infer_request())
-        return idle
 
     @staticmethod
     def _read(core: Any, bundle: Bundle, name: str) -> Any:
@@ -108,17 +123,18 @@ class OpenVinoEngine:
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """RGB uint8 (B, H, W, 3) to the answers by name; raises EngineError."""
         if self._open:
-            return self._run(self._idle[1], batch)
+            return self._run(1, batch)
         found, at = [], 0
         while at < len(batch):
-            size = max(size for size in self._idle if size <= len(batch) - at)
-            found.append(self._run(self._idle[size], batch[at : at + size]))
+            size = max((size for size in self._idle if size <= len(batch) - at), default=1)
+            found.append(self._run(size, batch[at : at + size]))
             at += size
         if len(found) == 1:
             return found[0]
         return {name: np.concatenate([each[name] for each in found]) for name in self._names}
 
-    def _run(self, idle: SimpleQueue[Any], batch: NDArray[np.uint8]) -> Outputs:
+    def _run(self, size: int, batch: NDArray[np.uint8]) -> Outputs:
+        idle = self._requests(size)
         request = idle.get()
         try:
             request.infer({self._input.name: batch}, share_inputs=True)
@@ -130,8 +146,8 @@ class OpenVinoEngine:
 
     def warm_up(self, batch: int = 1) -> None:
         """Runs once on grey pixels; batches of that size are computed at once from then on."""
-        if batch not in self._idle and not self._open:
-            self._idle = self._idle | {batch: self._compile(batch)}
+        if not self._open:
+            self._requests(batch)
         self.infer(grey(batch, self._input.size))
 
     def cancel(self) -> None:
