@@ -154,7 +154,7 @@ def quantize_openvino(source: Path, target: Path, images: NDArray[np.uint8], kee
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-        nncf.set_log_level(logging.ERROR)
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # not its handlers too, as nncf.set_log_level does
         model = openvino.Core().read_model(source)
         # OpenVINO reads a convolution with a bias as two operations, `NAME/WithoutBiases` and the addition `NAME`.
         names = {op.get_friendly_name() for op in model.get_ops()}
