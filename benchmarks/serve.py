@@ -252,11 +252,12 @@ def main() -> None:
     left: list[Rows] = []
     for _ in range(given.rounds):
         before, spent = service.metric("trifocal_batch_size_count"), service.cpu_by_part()["tri-engine"]
-        run(hang_up(service.address, 40, messages))
+        answered = run(hang_up(service.address, 40, messages))
         time.sleep(2)
         spent = 1000 * (service.cpu_by_part()["tri-engine"] - spent)
-        left.append({"batches": service.metric("trifocal_batch_size_count") - before, "engines' ms": round(spent)})
-    record("for 40 clients that left after 50 ms", left)
+        batches = round(service.metric("trifocal_batch_size_count") - before)
+        left.append({"answered": answered, "for others": batches - answered, "engines' ms": round(spent)})
+    record("batches for 40 clients that leave after 50 ms", left)
     service.stop()
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")

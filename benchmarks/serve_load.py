@@ -161,14 +161,24 @@ async def open_loop(address: Address, rate: float, seconds: float, messages: lis
     return found
 
 
-async def hang_up(address: Address, clients: int, messages: list[bytes]) -> None:
-    """Clients that leave after 50 ms."""
+class Ear(asyncio.Protocol):
+    """Hears whether an answer came."""
+
+    answered = False
+
+    def data_received(self, data: bytes) -> None:
+        self.answered |= data.startswith(b"HTTP/1.1 200")
+
+
+async def hang_up(address: Address, clients: int, messages: list[bytes]) -> int:
+    """Clients that leave after 50 ms; how many of them had their answer by then."""
     loop = asyncio.get_running_loop()
 
-    async def one(data: bytes) -> None:
-        transport, _ = await loop.create_connection(asyncio.Protocol, *address)
+    async def one(data: bytes) -> bool:
+        transport, ear = await loop.create_connection(Ear, *address)
         transport.write(data)
         await asyncio.sleep(0.05)
         transport.abort()
+        return ear.answered
 
-    await asyncio.gather(*(one(messages[number % len(messages)]) for number in range(clients)))
+    return sum(await asyncio.gather(*(one(messages[number % len(messages)]) for number in range(clients))))

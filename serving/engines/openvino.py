@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -41,6 +42,15 @@ def file_of(bundle: Bundle, variant: str) -> str | None:
     return bundle.find("onnx", "fp32")
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A compiled model, its idle infer requests, one for each stream, and whether they may be ended before their time."""
+
+    compiled: Any
+    idle: SimpleQueue[Any]
+    ends: bool
+
+
 class OpenVinoEngine:
     """Compiled models, one for each batch that was warmed up, and pools of their infer requests: calls may run side by side.
 
@@ -73,8 +83,10 @@ class OpenVinoEngine:
         self._open = bundle.manifest.input.dynamic_size and variant != "int8"
         self._core = openvino.Core()
         self._model: Any = self._checked()  # until the first batch is known
-        self._idle: dict[int, SimpleQueue[Any]] = {}
+        self._models: dict[int, _Ready] = {}
         self._turn = threading.Lock()
+        self._busy: list[Any] = []
+        self._cancelled = 0
         self._report = EngineReport(NAME, variant, openvino.__version__.split("-")[0], "cpu", threads, name)
 
     def _checked(self) -> Any:
@@ -85,10 +97,10 @@ class OpenVinoEngine:
             require_fit(self._bundle, self._file, takes, answers)
             return _in_part(model, self._names) if len(self._names) < len(self._bundle.manifest.outputs) else model
 
-    def _requests(self, batch: int) -> SimpleQueue[Any]:
-        """Idle infer requests, one for each stream, of a model of that batch, or of any where sizes are open."""
+    def _ready(self, batch: int) -> _Ready:
+        """The model of that batch, or of any where sizes are open; compiled where it is not yet."""
         with self._turn:
-            if batch not in self._idle:
+            if batch not in self._models:
                 model, self._model = self._model or self._checked(), None
                 with self._told():
                     if not self._open:
@@ -98,8 +110,8 @@ class OpenVinoEngine:
                 idle: SimpleQueue[Any] = SimpleQueue()
                 for _ in range(self._streams):
                     idle.put(compiled.create_infer_request())
-                self._idle = self._idle | {batch: idle}
-        return self._idle[batch]
+                self._models = self._models | {batch: _Ready(compiled, idle, ends=not model.is_dynamic())}
+        return self._models[batch]
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -122,36 +134,60 @@ class OpenVinoEngine:
 
     def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """RGB uint8 (B, H, W, 3) to the answers by name; raises EngineError."""
+        begun = self._cancelled
         if self._open:
-            return self._run(1, batch)
+            return self._run(1, batch, begun)
         found, at = [], 0
         while at < len(batch):
-            size = max((size for size in self._idle if size <= len(batch) - at), default=1)
-            found.append(self._run(size, batch[at : at + size]))
+            size = max((size for size in self._models if size <= len(batch) - at), default=1)
+            found.append(self._run(size, batch[at : at + size], begun))
             at += size
         if len(found) == 1:
             return found[0]
         return {name: np.concatenate([each[name] for each in found]) for name in self._names}
 
-    def _run(self, size: int, batch: NDArray[np.uint8]) -> Outputs:
-        idle = self._requests(size)
-        request = idle.get()
+    def _run(self, size: int, batch: NDArray[np.uint8], begun: int) -> Outputs:
+        """One request's answers; raises EngineError, also where it was cancelled since `begun`, a count of `cancel`."""
+        model = self._ready(size)
+        request = model.idle.get()
         try:
-            request.infer({self._input.name: batch}, share_inputs=True)
-            return {name: request.get_tensor(name).data.copy() for name in self._names}
+            if model.ends:
+                with self._turn:
+                    self._busy.append(request)
+            request.start_async({self._input.name: batch}, share_inputs=True)
+            request.wait()
+            answers: Outputs = {name: request.get_tensor(name).data.copy() for name in self._names}
         except RuntimeError as error:
-            raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {first_line(error)}") from error
+            if not model.ends or self._cancelled == begun:
+                raise EngineError(f"engine {NAME}: a batch {batch.shape} failed: {first_line(error)}") from error
         finally:
-            idle.put(request)
+            cancelled = False
+            if model.ends:
+                with self._turn:
+                    self._busy.remove(request)
+                    cancelled = self._cancelled != begun
+            # What a cancelled request still holds is nobody's answer.
+            model.idle.put(model.compiled.create_infer_request() if cancelled else request)
+        if cancelled:
+            raise EngineError(f"engine {NAME}: a batch {batch.shape} was cancelled")
+        return answers
 
     def warm_up(self, batch: int = 1) -> None:
         """Runs once on grey pixels; batches of that size are computed at once from then on."""
         if not self._open:
-            self._requests(batch)
+            self._ready(batch)
         self.infer(grey(batch, self._input.size))
 
     def cancel(self) -> None:
-        """Does nothing: after a cancelled request OpenVINO may give the next call an older answer, so all run to their end."""
+        """Ends the calls under way, within a millisecond, with an EngineError.
+
+        Those of a model with a shape that is open anywhere, as behind non-maximum suppression, run to their end: cancelled,
+        OpenVINO fails the next call or gives it an older answer.
+        """
+        with self._turn:
+            self._cancelled += 1
+            for request in self._busy:
+                request.cancel()
 
     def report(self) -> EngineReport:
         """What runs here."""

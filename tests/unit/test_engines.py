@@ -83,9 +83,7 @@ def test_whenever_a_call_is_cancelled_the_others_answer_rightly(bundle, spec):
     for number, answers in enumerate(found):
         assert all(np.array_equal(answers[name], value) for name, value in wanted[number % 4].items())
     assert len(ended) < 400
-    assert bool(ended) == (
-        spec == "onnxruntime:fp32"
-    )  # OpenVINO runs to the end: its answers after a cancel were stale
+    assert bool(ended) == (not spec.startswith("torchscript"))  # which runs to its end
 
 
 @pytest.mark.parametrize("spec", LOCAL)

@@ -94,7 +94,7 @@ def test_batches_are_computed_in_parts_that_were_warmed_up(tmp_path, spec, monke
     images = np.random.default_rng(0).integers(0, 255, (7, 32, 32, 3), np.uint8)
     sizes = []
     run = engine._run
-    monkeypatch.setattr(engine, "_run", lambda size, batch: sizes.append(size) or run(size, batch))
+    monkeypatch.setattr(engine, "_run", lambda size, *more: sizes.append(size) or run(size, *more))
     alone = engine.infer(images)
     assert sizes == [1] * 7
     engine.warm_up(3)
