@@ -80,6 +80,8 @@ def enlarge_planes(model: Any) -> None:
     from openvino import opset13 as ops
 
     for node in [each for each in model.get_ordered_ops() if each.get_type_name() == "Interpolate"]:
+        if node.get_input_partial_shape(0).is_dynamic or node.get_output_partial_shape(0).is_dynamic:
+            continue
         given = node.get_attributes()
         before, after = node.get_input_shape(0), node.get_output_shape(0)
         plain = (

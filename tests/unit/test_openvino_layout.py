@@ -84,6 +84,15 @@ def test_many_channels_are_enlarged_together():
     assert kinds(model) == kinds(network(classes=16))
 
 
+def test_maps_of_open_sizes_are_left_alone():
+    maps = ops.parameter([1, 2, -1, 8], np.float32, "maps")
+    large = ops.interpolate(maps, np.float32([2, 2]), "linear_onnx", "scales", axes=np.array([2, 3]))
+    model = openvino.Model([large], [maps])
+    before = kinds(model)
+    enlarge_planes(model)
+    assert kinds(model) == before
+
+
 @pytest.mark.parametrize("spec", ["openvino:fp32", "openvino:bf16"])
 def test_batches_are_computed_in_parts_that_were_warmed_up(tmp_path, spec, monkeypatch):
     bundle = read_bundle(known_bundle(tmp_path / "bundle"))
