@@ -245,7 +245,7 @@ class BatchRun:
                 spec = predictor.engine.report().spec
                 RayRun(self.bundle, settings, spec, journal, store, progress.add).run(missing(), workers)
             else:
-                predictor.engine.warm_up(settings.batch)
+                predictor.engine.warm_up(min(settings.batch, len(plan)))
                 worker = Worker(predictor, source, settings, journal, progress.add)
                 LocalRun(worker, workers, settings.batch, store).run(missing(), source.remote)
         timing.stages = dict(stages)

@@ -107,7 +107,6 @@ def measure(engine: Engine, bundle: Bundle, seconds: float, batch: int = 1) -> f
     if known is not None:
         images = known[0][[i % len(known[0]) for i in range(batch)]]
     engine.warm_up(batch)
-    engine.infer(images)
     best, calls, started = float("inf"), 0, time.perf_counter()
     while calls < 3 or time.perf_counter() - started < seconds:
         begun = time.perf_counter()
