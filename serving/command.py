@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 def _one(settings: Settings) -> int:
     """One process."""
-    from serving.workers.pool import start_nursery
+    from serving.workers.process import start_nursery
 
     # While these modules load here, the workers' load there.
     start_nursery()
@@ -76,7 +76,7 @@ def _several(settings: Settings) -> int:
         listening = bind(settings)
 
         def work(ready: Callable[[], None], alive: int) -> None:
-            from serving.workers.pool import start_nursery
+            from serving.workers.process import start_nursery
 
             start_nursery()
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:

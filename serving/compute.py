@@ -38,9 +38,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An answer's bytes, the seconds that its batch and its own JSON took, and the batch's size."""
+    """An answer's bytes, the seconds that it waited for its process, that its batch and its own JSON took, and the batch's size."""
 
     payload: bytes
+    waited_s: float
     engine_s: float
     answer_s: float
     batch: int
@@ -126,9 +127,10 @@ class Engines:
             raise
         if "error" in answer:
             raise BatchError(answer["error"])
+        worked = answer["engine"] + answer["answer"]
         if pool is self.streams:  # a lone picture's time tells nothing of a queue's
-            self._house.observe(len(jobs), time.monotonic() - begun)
-        return _taken_apart(answer, payload)
+            self._house.observe(len(jobs), worked)
+        return _taken_apart(answer, payload, max(0.0, time.monotonic() - begun - worked))
 
     async def close(self) -> None:
         """Ends the processes and removes what they shared."""
@@ -187,13 +189,14 @@ class Engines:
             "buckets": sorted({1, *(1 << power for power in range(1, size.bit_length())), size}),
         }
         lost, most = self._metrics.lost, 1 << 33  # a batch's tensors may be long, and no stranger's bytes come here
-        return WorkerPool(kinds.engine, plain, count, self._descriptor, "engine", lost, most_bytes=most)
+        depth = 1 if threads else settings.depth()
+        return WorkerPool(kinds.engine, plain, count, self._descriptor, "engine", lost, most_bytes=most, depth=depth)
 
 
-def _taken_apart(answer: wire.Head, payload: bytes) -> list[Done]:
-    """One `Done` for each picture of a batch."""
+def _taken_apart(answer: wire.Head, payload: bytes, waited_s: float) -> list[Done]:
+    """One `Done` for each picture of a batch, which waited for its process so long."""
     parts, at, count = [], 0, len(answer["lengths"])
     for length in answer["lengths"]:
-        parts.append(Done(payload[at : at + length], answer["engine"], answer["answer"] / count, count))
+        parts.append(Done(payload[at : at + length], waited_s, answer["engine"], answer["answer"] / count, count))
         at += length
     return parts

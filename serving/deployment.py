@@ -77,7 +77,7 @@ class Deployment:
         self.slot_bytes = height * width * 3
         slots = max(1, min(settings.queue_items, settings.queue_bytes // self.slot_bytes))
         # Work that was given up keeps its slot until its process has done with it, while others are let in already.
-        in_work = settings.decode_lanes() + settings.lanes() * settings.batch()
+        in_work = settings.decode_lanes() + settings.lanes() * settings.batch() * settings.depth()
         self._slab = Slab(self.slot_bytes, slots + in_work)
         self.admission = Admission(
             slots, settings.queue_bytes, settings.max_wait_s, settings.lanes(), metrics.in_the_house
@@ -107,7 +107,9 @@ class Deployment:
             await self.close()
             raise
         settings = self._settings
-        self._scheduler = Scheduler(self._engines.run, settings.lanes(), settings.batch(), settings.batch_delay_s)
+        self._scheduler = Scheduler(
+            self._engines.run, settings.lanes() * settings.depth(), settings.batch(), settings.batch_delay_s
+        )
 
     async def close(self) -> None:
         """Ends the processes and returns the memory."""
@@ -214,6 +216,7 @@ class Deployment:
         if self._scheduler is None:
             raise Problem("stopping", "the model is not loaded")
         done, queued = await self._scheduler.submit(job, job.item["mode"])
+        queued += done.waited_s
         worked = done.engine_s + done.batch * done.answer_s
         self._traces.past("queue", worked + queued, queued)
         self._traces.past("engine", worked, done.engine_s, batch=done.batch)

@@ -171,11 +171,12 @@ class Scheduler(Generic[Work, Result]):
         """Back to the front of the queue, to be tried singly; those tried before, or refused alone, fail."""
         again = []
         for entry in batch:
+            begun = not isinstance(error, WorkerLostError) or error.begun
             hopeless = entry.tries > 0 or (isinstance(error, BatchError) and len(batch) == 1)
-            if hopeless:
+            if begun and hopeless:
                 _fail([entry], Problem("engine-failed", str(error)))
             else:
-                entry.tries += 1
+                entry.tries += begun
                 again.append(entry)
         self._queue.extendleft(reversed(again))
         for _ in again:

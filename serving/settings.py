@@ -102,6 +102,10 @@ class Settings:
         """Most pictures computed together; on a CPU batches gain nothing and take the engine's memory for good."""
         return self.max_batch or (16 if self.gpu else 1)
 
+    def depth(self) -> int:
+        """Batches that an engine process holds: the next picture waits in it, a batch grows until its process is free."""
+        return 2 if self.batch() == 1 else 1
+
     def engine_threads(self) -> int:
         """Threads of one engine process."""
         return self.threads or max(1, cpu_limit() // (self.workers * self.lanes()))

@@ -66,7 +66,8 @@ class EngineWorker:
         failures = selftest(bundle, self._engine)
         if failures:
             raise TrifocalError(f"bundle {bundle.path} fails its own self-test here: {'; '.join(failures)}")
-        self._number, self._turn = 0, threading.Lock()
+        self._number, self._at_work, self._turn = 0, False, threading.Lock()
+        self._given_up: set[int] = set()
         self._shared: str | None = settings["shared"]
         self._heads = bundle.manifest.heads
         self._outputs = bundle.manifest.outputs
@@ -93,12 +94,14 @@ class EngineWorker:
         begun = time.perf_counter()
         slots: list[int] = head["slots"]
         try:
-            self._begin(head["number"])
+            if not self._begin(head["number"]):
+                return {"error": "nobody waits for it any more"}, []
             outputs = self._engine.infer(self._batch(slots))
         except TrifocalError as error:
             return {"error": str(error)}, []
         finally:
-            self._begin(0)
+            with self._turn:
+                self._at_work = False
         computed = time.perf_counter()
         payload = [self._render(outputs, index, item) for index, item in enumerate(head["items"])]
         ended = time.perf_counter()
@@ -110,9 +113,11 @@ class EngineWorker:
         return answer, payload
 
     def give_up(self, number: int) -> None:
-        """Ends the network's run on that job, where that is what runs; for another thread to call."""
+        """Ends the network's run on that job, or has it left out where its turn is still to come; for another thread to call."""
         with self._turn:
-            if number == self._number:
+            if number > self._number:
+                self._given_up.add(number)
+            elif number == self._number and self._at_work:
                 self._engine.cancel()
 
     def rest(self) -> None:
@@ -121,9 +126,13 @@ class EngineWorker:
         if self._shared is not None:
             unmap_pages(Path(self._shared))
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, number: int) -> bool:
+        """Whether that job, the next one, is still wanted."""
         with self._turn:
-            self._number = number
+            wanted = number not in self._given_up
+            self._given_up.discard(number)
+            self._number, self._at_work = number, wanted
+        return wanted
 
     def _warm_answer(self, outputs: Outputs, size: tuple[int, int], masks: str) -> None:
         frame = asdict(Letterbox.fit((2 * size[0], 2 * size[1]), size))

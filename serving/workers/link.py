@@ -1,9 +1,10 @@
-"""The service's end of a worker's socket: one message out, one answer in, told to a callback without a task between."""
+"""The service's end of a worker's socket: messages out, their answers in, told to callbacks without a task between."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -17,17 +18,17 @@ Heard = Callable[[Answer | None], None]
 
 
 class Link(asyncio.Protocol):
-    """A connection to a worker, which does one job at a time.
+    """A connection to a worker, which answers in the order in which it was asked.
 
     Whatever happens, the callback of `over` and of `ask` is called once: with the answer, or with None where the worker
-    is gone or the answer's time was over. `lost` is called where the worker goes while nothing is asked of it. The loop
-    itself calls both: they must be short and must not raise.
+    is gone or the answer's time was over, which begins when the answer before it is there. `lost` is called where the
+    worker goes while nothing is asked of it. The loop itself calls both: they must be short and must not raise.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._got = bytearray()
-        self._heard: Heard | None = None
+        self._asked: deque[tuple[Heard, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.WriteTransport | None = None
         self.late = False
@@ -52,7 +53,7 @@ class Link(asyncio.Protocol):
         """Sends a message; `late` tells that time ended the wait for its answer."""
         self._expect(heard, timeout_s)
         if self._transport is None or self.closed:
-            self._tell(None)
+            self._tell_all_lost()
         else:
             self._transport.write(message)
 
@@ -74,35 +75,48 @@ class Link(asyncio.Protocol):
         """A part of the answer."""
         self._got += data
         try:
-            answer = wire.whole(self._got)
+            while (answer := wire.taken(self._got)) is not None:
+                self._tell(answer)
         except ValueError:
             self.close()
             return
-        if answer is not None:
-            self._got = bytearray()
-            self._tell(answer)
-        elif len(self._got) > self.most_bytes:
+        if len(self._got) > self.most_bytes:
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the loop's signature
         """The worker is gone, or the link was closed."""
-        if self._heard is None:
-            self.lost()
+        if self._asked:
+            self._tell_all_lost()
         else:
-            self._tell(None)
+            self.lost()
 
     def _expect(self, heard: Heard, timeout_s: float) -> None:
-        self._heard = heard
+        self._asked.append((heard, timeout_s))
+        if len(self._asked) == 1:
+            self._time()
+
+    def _time(self) -> None:
+        """The wait for the next answer begins."""
+        if self._timer is not None:
+            self._timer.cancel()
+        _, timeout_s = self._asked[0]
         self._timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up)
 
     def _give_up(self) -> None:
         self.late = True
-        self._tell(None)
+        self._tell_all_lost()
+
+    def _tell_all_lost(self) -> None:
+        while self._asked:
+            self._tell(None)
 
     def _tell(self, answer: Answer | None) -> None:
-        heard, self._heard = self._heard, None
+        if not self._asked:  # nobody asked for this
+            return
+        heard, _ = self._asked.popleft()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if heard is not None:
-            heard(answer)
+        if self._asked and answer is not None:
+            self._time()
+        heard(answer)

@@ -1,84 +1,33 @@
-"""Worker processes and who may use them: each does one job at a time, and one that dies or hangs is replaced."""
+"""Worker processes and who may use them: each does its jobs one by one, and one that dies or hangs is replaced."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
-import os
-import socket
-import tempfile
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.errors import EngineError, ServeError
-from serving.workers import stop, wire
+from serving.workers import wire
 from serving.workers.link import MOST_BYTES, Answer, Link
+from serving.workers.process import Target, Worker, launch
 
 log = logging.getLogger("trifocal.workers")
 
-PRELOAD = "serving.workers.preloaded"
-"""Imported once in the process that all workers are forked from: they start at once and share its memory.
-
-The command's own module goes first, which each of them would otherwise import anew.
-"""
-
-Target = Callable[[Connection, dict[str, Any]], None]
-
 
 class WorkerLostError(Exception):
-    """The process died, or was ended because it took too long, before it answered."""
+    """The process died, or was ended because it took too long, before it answered.
 
-    def __init__(self, message: str, hung: bool = False) -> None:
-        super().__init__(message)
-        self.hung = hung
-
-
-@dataclass(eq=False, slots=True)
-class Worker:
-    """One process and the service's ends of its socket and of the pipe that ends jobs.
-
-    `ready` is what it said when it had started, `number` that of its latest job.
+    Attributes:
+        hung: it took too long.
+        begun: it was at work on this very job; else on one before it.
     """
 
-    process: Any
-    link: Link
-    ends: int
-    ready: wire.Head
-    number: int = 0
-
-    def kill(self) -> None:
-        """Ends the process at once and collects it."""
-        self.link.lost = _nothing
-        self.link.close()
-        if self.ends >= 0:
-            os.close(self.ends)
-            self.ends = -1
-        if self.process.pid is not None:
-            self.process.kill()
-            self.process.join(5)
-
-
-def _nothing() -> None:
-    """Nobody is to be told; a killed worker's link knows of no one, so that all of it is freed at once."""
-
-
-def start_nursery() -> None:
-    """Starts the process that workers are forked from; later calls find it running. Raises ServeError."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", PRELOAD])
-    from multiprocessing import forkserver
-
-    try:
-        forkserver.ensure_running()
-    except OSError as error:  # its socket's path has room for about 100 characters
-        raise ServeError(
-            f"no worker can start from {tempfile.gettempdir()}: {error}; set TMPDIR to a short path"
-        ) from error
+    def __init__(self, message: str, hung: bool = False, begun: bool = True) -> None:
+        super().__init__(message)
+        self.hung, self.begun = hung, begun
 
 
 class WorkerPool:
@@ -93,6 +42,8 @@ class WorkerPool:
         lost: called with the kind whenever a process was lost.
         start_timeout_s: seconds a process may take to start.
         most_bytes: a process whose answer is longer counts as lost.
+        depth: jobs that a process may hold: the one it works on, and those that wait in it for the end of that one, so
+            that it goes on at once and not when the service has heard of its answer.
     """
 
     def __init__(
@@ -105,12 +56,14 @@ class WorkerPool:
         lost: Callable[[str], None],
         start_timeout_s: float = 120,
         most_bytes: int = MOST_BYTES,
+        depth: int = 1,
     ) -> None:
         self.target, self.settings, self.count, self.kind = target, settings, count, kind
         self.workers: list[Worker] = []
         self._descriptor, self._lost, self._start_timeout_s = descriptor, lost, start_timeout_s
-        self._most_bytes = most_bytes
+        self._most_bytes, self._depth = most_bytes, depth
         self._idle: list[Worker] = []
+        self._roomy: deque[Worker] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -128,7 +81,7 @@ class WorkerPool:
     async def call(
         self, head: wire.Head, *payload: bytes, timeout_s: float, release: Callable[[Answer | None], None]
     ) -> Answer:
-        """One job on the next idle process: its answer's head and bytes.
+        """One job on the next process that has room for it, an idle one first: its answer's head and bytes.
 
         Whoever waits for it may be cancelled: the process is told, and the job goes on to its end unheard where it
         cannot be ended early.
@@ -136,7 +89,7 @@ class WorkerPool:
         Args:
             head: the job.
             payload: its bytes.
-            timeout_s: seconds after which the process counts as hung and is ended.
+            timeout_s: seconds of work on it after which the process counts as hung and is ended.
             release: called when the process has done with the job's memory, with the answer, or None where it gave none.
 
         Raises:
@@ -148,32 +101,36 @@ class WorkerPool:
             release(None)
             raise
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        worker.asked = number = worker.asked + 1
+        if worker.jobs < self._depth:
+            self._roomy.append(worker)
+            self._wake()
 
         def heard(found: Answer | None) -> None:
             release(found)
             if found is not None:
+                worker.answered = number
                 self._offer(worker)
                 if not answer.done():  # else whoever waited was cancelled
                     answer.set_result(found)
                 return
-            how = "took too long" if worker.link.late else "died"
-            self._replace(worker, how)
+            begun, how = worker.answered + 1 == number, "took too long" if worker.link.late else "died"
+            if begun and worker in self.workers:
+                self._replace(worker, how)
             if not answer.done():
-                answer.set_exception(WorkerLostError(f"the {self.kind} {how}", worker.link.late))
+                answer.set_exception(WorkerLostError(f"the {self.kind} {how}", begun and worker.link.late, begun))
                 answer.exception()  # counts as seen, also where whoever waits is cancelled just now
 
-        worker.number = number = worker.number + 1
         worker.link.ask(wire.frame({"number": number, **head}, *payload), heard, timeout_s)
         try:
             return await answer
         except asyncio.CancelledError:
-            if worker.ends >= 0:
-                stop.tell(worker.ends, number)
+            worker.end(number)
             raise
 
     @property
     def idle(self) -> int:
-        """Processes that wait for work."""
+        """Processes without work."""
         return len(self._idle)
 
     @property
@@ -189,7 +146,7 @@ class WorkerPool:
         self.workers.clear()
 
     async def _take(self) -> Worker:
-        while not self._idle:
+        while not (self._idle or self._roomy):
             if self._closed:
                 raise WorkerLostError(f"the {self.kind}s were stopped")
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -200,7 +157,8 @@ class WorkerPool:
                 if turn.done() and not turn.cancelled():
                     self._wake()
                 raise
-        return self._idle.pop()
+        # Of those at work the one that has been at it for longest is likely to be the first to end.
+        return self._idle.pop() if self._idle else self._roomy.popleft()
 
     def _wake(self) -> None:
         while self._waiting:
@@ -216,14 +174,22 @@ class WorkerPool:
             self._replace(worker, "died")
 
     def _offer(self, worker: Worker) -> None:
+        """A process that has done with a job, or has just started: there is room in it."""
         if worker.link.closed:
             self._replace(worker, "died")
             return
-        self._idle.append(worker)
+        if worker in self._roomy:
+            self._roomy.remove(worker)
+        if worker.jobs:
+            self._roomy.append(worker)
+        else:
+            self._idle.append(worker)
         self._wake()
 
     def _end(self, worker: Worker) -> None:
         worker.kill()
+        if worker in self._roomy:
+            self._roomy.remove(worker)
         if worker in self.workers:
             self.workers.remove(worker)
 
@@ -252,29 +218,21 @@ class WorkerPool:
         return self._closed
 
     async def _spawn(self) -> Worker:
-        ours, theirs = socket.socketpair()
-        handed = Connection(theirs.detach())
-        context = multiprocessing.get_context("forkserver")
-        process = context.Process(target=self.target, args=(handed, self.settings), daemon=True)
-        await asyncio.to_thread(process.start)
-        handed.close()
-        if self._closed:
-            ours.close()
-            process.kill()
-            raise ServeError(f"the {self.kind}s were stopped")
         try:
-            ends = self._hand_over(ours)
+            launched = await launch(self.target, self.settings, self._descriptor)
         except OSError as error:
-            ours.close()
-            process.kill()
             raise self._no_start() from error
+        if self._closed:
+            launched.undo()
+            raise ServeError(f"the {self.kind}s were stopped")
         first: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
         def heard(found: Answer | None) -> None:
             if not first.done():
                 first.set_result(found)
 
-        worker = Worker(process, await Link.over(ours, heard, self._start_timeout_s, self._most_bytes), ends, {})
+        link = await Link.over(launched.own, heard, self._start_timeout_s, self._most_bytes)
+        worker = Worker(launched.process, link, launched.ends, {})
         self.workers.append(worker)
         if self._was_closed():  # meanwhile: this worker was not yet among those that were ended
             self._end(worker)
@@ -295,17 +253,3 @@ class WorkerPool:
 
     def _no_start(self) -> ServeError:
         return ServeError(f"a {self.kind} process did not start; run with --engine onnxruntime, or see the log")
-
-    def _hand_over(self, ours: socket.socket) -> int:
-        """Sends a new process its descriptors; the service's end of the pipe that ends jobs. Raises OSError."""
-        hears, ends = os.pipe()
-        try:
-            os.set_blocking(ends, False)
-            socket.send_fds(ours, [b"\0"], [self._descriptor, hears])
-            ours.setblocking(False)
-        except OSError:
-            os.close(ends)
-            raise
-        finally:
-            os.close(hears)
-        return ends

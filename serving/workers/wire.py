@@ -21,13 +21,18 @@ def frame(head: Head, *payload: bytes | memoryview) -> bytes:
     return b"".join((_LENGTHS.pack(len(text), sum(len(part) for part in payload)), text, *payload))
 
 
-def whole(got: bytes | bytearray) -> tuple[Head, bytes] | None:
-    """The message that the bytes are; None where some of it are still to come. Raises ValueError where they are none."""
+def taken(got: bytearray) -> tuple[Head, bytes] | None:
+    """The first message, taken off the bytes; None where some of it are still to come.
+
+    Raises:
+        ValueError: they are none.
+    """
     if len(got) < _LENGTHS.size:
         return None
     head, body = _LENGTHS.unpack_from(got)
     start = _LENGTHS.size + head
-    if len(got) < start + body:
+    end = start + body
+    if len(got) < end:
         return None
     try:
         found = json.loads(got[_LENGTHS.size : start])
@@ -35,7 +40,10 @@ def whole(got: bytes | bytearray) -> tuple[Head, bytes] | None:
         raise ValueError("a message's head is nested too deep") from error
     if not isinstance(found, dict):
         raise ValueError("a message's head is no object")  # noqa: TRY004  # its value is at fault
-    return found, bytes(memoryview(got)[start : start + body])
+    with memoryview(got) as view:
+        rest = bytes(view[start:end])
+    del got[:end]
+    return found, rest
 
 
 def receive(pipe: socket.socket) -> tuple[Head, bytearray]:

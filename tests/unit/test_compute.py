@@ -45,7 +45,7 @@ async def ask(deployment):
 
 
 def jobs(pool):
-    return sum(worker.number for worker in pool.workers)
+    return sum(worker.asked for worker in pool.workers)
 
 
 @pytest.fixture(autouse=True)

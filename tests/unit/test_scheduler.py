@@ -186,6 +186,17 @@ async def test_a_dead_engine_costs_one_retry_and_a_second_death_the_item(engine,
 
 
 @drive
+async def test_a_death_that_came_before_its_turn_costs_an_item_no_try(engine, scheduler):
+    queue = scheduler(1, 1)
+    engine.broken[1] = [*(WorkerLostError("died ahead", begun=False) for _ in range(3)), WorkerLostError("died")]
+    (task,) = submit(queue, 1)
+    for index in range(5):
+        await settle()
+        await engine.release(index)
+    assert task.result()[0] == 2
+
+
+@drive
 async def test_a_fault_of_ours_does_not_end_the_stream(engine, scheduler):
     queue = scheduler(1, 1)
     engine.broken[1] = [ValueError("a slip")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
 import socket
 import struct
 import time
@@ -18,67 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import EngineError, ServeError
-from serving.workers import decoder, stop, wire
+from serving.workers import decoder, wire
 from serving.workers.entry import enter
 from serving.workers.link import Link
-from serving.workers.pool import WorkerLostError, WorkerPool
+from serving.workers.pool import WorkerLostError
 from serving.workers.slab import Slab
-
-
-def obedient(pipe, settings):
-    """Does as it is told: dies, hangs, or says who it is."""
-    own, _ = enter(pipe, "test")
-    if settings.get("refuse"):
-        wire.send(own, {"error": "no engine here"})
-        return
-    if settings.get("die"):
-        os._exit(3)
-    wire.send(own, {"ready": True})
-    while True:
-        try:
-            head, data = wire.receive(own)
-        except EOFError:
-            return
-        if head["do"] == "die":
-            os._exit(3)
-        if head["do"] == "hang":
-            time.sleep(600)
-        wire.send(own, {"pid": os.getpid()}, bytes(data))
-
-
-def patient(pipe, settings):
-    """Works on each job until it is told to end that one."""
-    own, (_, ends) = enter(pipe, "test")
-    told = queue.SimpleQueue()
-    stop.listen(ends, told.put)
-    wire.send(own, {"ready": True})
-    while True:
-        try:
-            head, _ = wire.receive(own)
-        except EOFError:
-            return
-        wire.send(own, {"number": head["number"], "told": told.get() if head["do"] == "wait" else None})
-
-
-def with_pool(test, target=obedient, count=1, **settings):
-    """Runs a test coroutine over a started pool; `lost` lists what it was told of."""
-
-    async def body():
-        slab, lost = Slab(1 << 16, 4), []
-        pool = WorkerPool(target, settings, count, slab.descriptor, "tester", lost.append)
-        try:
-            await pool.start()
-            await test(pool, slab, lost)
-        finally:
-            pool.close()
-            slab.close()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the service's own loop
-        runner.run(body())
-
-
-def call(pool, do, released=None, timeout_s=60.0, data=b""):
-    return pool.call({"do": do}, data, timeout_s=timeout_s, release=lambda _: (released or []).clear())
+from tests.unit.workers import call, patient, with_pool
 
 
 def test_a_call_brings_its_bytes_back():
