@@ -76,6 +76,11 @@ class Ticket:
         self._house.enter(-self.items, -self.bytes)
         self.items = self.bytes = 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other request's pictures are in the house."""
+        return self._house.items == self.items
+
     def take_bytes(self, count: int) -> None:
         """Bytes that have come; raises Problem when the house is full."""
         house = self._house
@@ -87,8 +92,8 @@ class Ticket:
     def take_items(self, count: int) -> None:
         """Pictures that are about to be worked on; raises Problem when the house is full."""
         house = self._house
-        if count > house.max_items:
-            raise Problem("too-many-images", f"{count} pictures; at most {house.max_items} at a time")
+        if self.items + count > house.max_items:
+            raise Problem("too-many-images", f"{self.items + count} pictures; at most {house.max_items} at a time")
         if house.items + count > house.max_items:
             raise Problem("overloaded", f"{house.items} pictures are waiting", house.estimated_wait_s)
         house.enter(count, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,51 +37,95 @@ def require_plain(request: Request) -> None:
         raise Problem("bad-request", "compressed requests are not read; send the body as it is")
 
 
-async def read_body(request: Request, limit: int, timeout_s: float, ticket: Ticket) -> bytes:
-    """The whole body, counted on the ticket as it comes.
+async def take_body(
+    request: Request, limit: int, timeout_s: float, ticket: Ticket, take: Callable[[bytes, bool], None]
+) -> None:
+    """Gives a body's parts on as they come, counted on the ticket, each with whether more is to come.
 
     Raises:
         Problem: too large as soon as it is, too slow, broken off, or no room for it. What the header says of its size
-            was looked at before.
+            was looked at before. And what `take` raises.
     """
-    parts: list[bytes] = []
     got = 0
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
+            more = True
+            while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise Problem("client-gone", "the request broke off")
-                part = message.get("body", b"")
+                part, more = message.get("body", b""), message.get("more_body", False)
                 got += len(part)
                 if got > limit:
                     raise Problem("body-too-large", f"more than {limit} bytes")
                 ticket.take_bytes(len(part))
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return b"".join(parts)
+                take(part, more)
     except TimeoutError as error:
         raise Problem("slow-sender", f"{got} bytes came within {timeout_s:g} s") from error
 
 
+async def read_body(request: Request, limit: int, timeout_s: float, ticket: Ticket) -> bytes:
+    """The whole body; raises Problem as `take_body`."""
+    parts: list[bytes] = []
+    await take_body(request, limit, timeout_s, ticket, lambda part, _: parts.append(part))
+    return b"".join(parts)
+
+
 def parse_form(body: bytes, content_type: str, max_images: int) -> Form:
     """Multipart uploads and fields, or the body itself as the one picture; raises Problem."""
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
-        return Form([Upload("body", body)])
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise Problem("bad-request", "multipart/form-data without a boundary in Content-Type")
-    collector = _Collector(max_images)
-    try:
-        parser = MultipartParser(boundary, collector.callbacks())  # type: ignore[arg-type]  # its names are Literals
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise Problem("bad-request", f"the multipart body is broken: {error}") from error
-    if not collector.ended:
-        raise Problem("bad-request", "the multipart body breaks off before its last boundary")
-    return Form(collector.uploads, collector.fields)
+    reader = FormReader(content_type, max_images)
+    reader.feed(body)
+    return reader.end()
+
+
+class FormReader:
+    """A body taken apart while it comes: multipart uploads and fields, or the body itself as the one picture.
+
+    Args:
+        content_type: the request's.
+        max_images: most pictures of a request.
+
+    Raises:
+        Problem: multipart without a boundary.
+    """
+
+    def __init__(self, content_type: str, max_images: int) -> None:
+        kind, options = parse_options_header(content_type)
+        self._parts: list[bytes] = []
+        self._collector = _Collector(max_images)
+        self._parser: MultipartParser | None = None
+        if kind == b"multipart/form-data":
+            boundary = options.get(b"boundary")
+            if not boundary:
+                raise Problem("bad-request", "multipart/form-data without a boundary in Content-Type")
+            self._parser = MultipartParser(boundary, self._collector.callbacks())  # type: ignore[arg-type]  # its names are Literals
+
+    @property
+    def so_far(self) -> Form:
+        """What is whole already."""
+        return Form(self._collector.uploads, self._collector.fields)
+
+    def feed(self, part: bytes) -> None:
+        """The next bytes; raises Problem where they are broken or hold too many pictures."""
+        if self._parser is None:
+            self._parts.append(part)
+            return
+        try:
+            self._parser.write(part)
+        except FormParserError as error:
+            raise Problem("bad-request", f"the multipart body is broken: {error}") from error
+
+    def end(self) -> Form:
+        """Everything, when all of it has come; raises Problem where it breaks off."""
+        if self._parser is None:
+            return Form([Upload("body", b"".join(self._parts))])
+        try:
+            self._parser.finalize()
+        except FormParserError as error:
+            raise Problem("bad-request", f"the multipart body is broken: {error}") from error
+        if not self._collector.ended:
+            raise Problem("bad-request", "the multipart body breaks off before its last boundary")
+        return self.so_far
 
 
 class _Collector:

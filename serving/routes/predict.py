@@ -7,15 +7,17 @@ import json
 import re
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from pipeline.errors import nearest
-from serving.body import Form, Upload, parse_form, read_body, require_plain
+from serving.body import Form, FormReader, Upload, require_plain, take_body
 from serving.deployment import Deployment, ImageAnswer, PredictOptions
 from serving.headers import whole_number
 from serving.problems import Problem
+from serving.routes.early import EarlyPictures
 from serving.routes.plain import PlainRoute
 from serving.schemas import MASK_FORMS, PREDICT_REQUEST, PREDICT_RESPONSES
 from serving.service import Service
@@ -48,17 +50,28 @@ async def predict(request: Request) -> Response:
     with service.using() as model, model.admission.ticket(deadline_s) as ticket:
         settings = service.settings
         require_plain(request)
-        with service.traces.stage("read"):
-            body = await read_body(request, settings.max_body, settings.body_timeout_s, ticket)
-        form = parse_form(body, request.headers.get("content-type", ""), settings.max_images)
-        service.metrics.stage("read", time.perf_counter() - begun)
-        if not form.uploads:
-            raise Problem("bad-request", "there is no picture in the request; send a file, or one as the body")
-        options, picture = _options(request, form, model)
-        ticket.take_items(len(form.uploads))
-        service.traces.note(model_version=model.version, pictures=len(form.uploads))
-        work = _all(service, model, form.uploads, options, picture, begun, deadline_s)
-        answered = await unless_gone(request, work)
+        reader = FormReader(request.headers.get("content-type", ""), settings.max_images)
+        early = EarlyPictures(ticket, partial(_one, service, model), partial(_early_options, request, model))
+
+        def take(part: bytes, more: bool) -> None:
+            reader.feed(part)
+            if more:
+                early.came(reader.so_far)
+
+        try:
+            with service.traces.stage("read"):
+                await take_body(request, settings.max_body, settings.body_timeout_s, ticket, take)
+                form = reader.end()
+            service.metrics.stage("read", time.perf_counter() - begun)
+            if not form.uploads:
+                raise Problem("bad-request", "there is no picture in the request; send a file, or one as the body")
+            options, picture = _options(request, form, model)
+            ticket.take_items(len(form.uploads) - ticket.items)
+            service.traces.note(model_version=model.version, pictures=len(form.uploads))
+            work = _all(model, form.uploads, early.all(form.uploads, options), picture, begun, deadline_s)
+            answered = await unless_gone(request, work)
+        finally:
+            early.cancel()
         response = _respond(request, model, form.uploads, answered, begun)
         service.metrics.stage("total", time.perf_counter() - begun)
         return response
@@ -119,6 +132,12 @@ def _options(request: Request, form: Form, model: Deployment) -> tuple[PredictOp
     return PredictOptions(heads, _threshold(given.get("threshold")), "png" if picture else masks), picture
 
 
+def _early_options(request: Request, model: Deployment, so_far: Form) -> PredictOptions | None:
+    """The options as far as they have come; None where they are of no use before all has come."""
+    options, picture = _options(request, so_far, model)
+    return None if picture else options
+
+
 def _threshold(text: str | None) -> float | None:
     if text is None or not text:
         return None
@@ -158,20 +177,16 @@ def _picture(request: Request) -> str | None:
 
 
 async def _all(
-    service: Service,
     model: Deployment,
     uploads: list[Upload],
-    options: PredictOptions,
+    work: Coroutine[Any, Any, list[ImageAnswer | Problem]],
     picture: str | None,
     begun: float,
     deadline_s: float,
 ) -> list[ImageAnswer | Problem | bytes]:
     try:
         async with asyncio.timeout(deadline_s - (time.perf_counter() - begun)):
-            if len(uploads) == 1:  # the usual case, without a task of its own
-                answered = [await _one(service, model, uploads[0], options)]
-            else:
-                answered = await asyncio.gather(*(_one(service, model, upload, options) for upload in uploads))
+            answered = await work
             if picture and isinstance(answered[0], ImageAnswer):
                 only = uploads[0]
                 return [await model.draw(only.data, only.name, answered[0], PICTURES[picture])]

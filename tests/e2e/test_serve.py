@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 
 import cv2
 import numpy as np
@@ -47,6 +48,33 @@ def test_one_bad_picture_among_many_gets_its_own_error(service):
     assert second["name"] == "b.txt"
     assert second["error"]["status"] == 415
     assert "b.txt" in second["error"]["detail"]
+
+
+def test_the_first_pictures_are_computed_while_the_last_are_still_sent(service):
+    files = [("images", (f"{colour}.png", picture(colour=colour))) for colour in (RED, BLUE, RED)]
+    whole = service.client.build_request("POST", "/predict", files=files)
+    body, ahead = whole.read(), []
+
+    def computed():
+        return service.metric("trifocal_batch_size_sum")
+
+    def slowly():
+        before, half = computed(), body.rindex(b"Content-Disposition")
+        yield body[:half]
+        deadline = time.monotonic() + 20
+        while computed() < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ahead.append(computed() - before)
+        yield body[half:]
+
+    headers = {"content-type": whole.headers["content-type"]}
+    answer = service.client.post("/predict", content=slowly(), headers=headers)
+    assert ahead == [2]
+    at_once = service.client.send(whole)
+    assert answer.status_code == at_once.status_code == 200
+    plain = [[{**image, "milliseconds": None} for image in one.json()["images"]] for one in (answer, at_once)]
+    assert plain[0] == plain[1]
+    assert len(plain[0]) == 3
 
 
 def test_a_bad_picture_alone_is_a_problem_document(service):

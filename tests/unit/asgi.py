@@ -26,10 +26,11 @@ class FakeModel:
         self.version, self.run_id, self.ready = "7", None, {"spec": "fake:fp32"}
         self.admission = Admission(settings.queue_items, settings.queue_bytes, settings.max_wait_s, 1)
         self.gate = asyncio.Event()
-        self.begun, self.given_up = [], []
+        self.begun, self.given_up, self.wanted = [], [], []
 
     async def predict(self, data, name, options):
         self.begun.append(data)
+        self.wanted.append(options)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -52,7 +53,7 @@ class World:
 
 
 class Exchange:
-    """One request; `body` is bytes, or a list of chunks and pauses in seconds."""
+    """One request; `body` is bytes, or a list of chunks, pauses in seconds, and None where the client leaves."""
 
     def __init__(self, app, body, path, method, headers, client):
         self.gone = asyncio.Event()
@@ -73,6 +74,8 @@ class Exchange:
             await asyncio.sleep(self.parts.pop(0))
         if self.parts:
             part = self.parts.pop(0)
+            if part is None:
+                return {"type": "http.disconnect"}
             self.read += len(part)
             return {"type": "http.request", "body": part, "more_body": bool(self.parts)}
         await self.gone.wait()
