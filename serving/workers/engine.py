@@ -46,11 +46,12 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
             wire.send(own, {"error": str(error)})
             return
         settle()
-        stop.listen(ends, worker.give_up)
+        catch_up = stop.listen(ends, worker.give_up)
         wire.send(own, worker.ready)
         while True:
             await_work(own, worker.rest)
             head, _ = wire.receive(own)
+            catch_up()
             answer, payload = worker.work(head)
             wire.send(own, answer, *payload)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import struct
 import threading
 from collections.abc import Callable
 
 _NUMBER = struct.Struct("!Q")
+_MOST = 64 * _NUMBER.size
 
 
 def tell(pipe: int, number: int) -> None:
@@ -17,11 +19,27 @@ def tell(pipe: int, number: int) -> None:
         os.write(pipe, _NUMBER.pack(number))
 
 
-def listen(pipe: int, heard: Callable[[int], None]) -> None:
-    """Calls `heard` with each job's number that is told, from a thread that ends with the pipe."""
+def listen(pipe: int, heard: Callable[[int], None]) -> Callable[[], object]:
+    """Calls `heard` with each job's number that is told, from a thread that ends with the pipe.
+
+    Returns:
+        What has all numbers heard that were told so far, for whoever cannot wait until that thread has its turn.
+    """
+    os.set_blocking(pipe, False)
+    turn = threading.Lock()
+
+    def catch_up() -> bool:
+        """Whether more may come."""
+        with turn, contextlib.suppress(BlockingIOError):
+            while told := os.read(pipe, _MOST):
+                for (number,) in _NUMBER.iter_unpack(told):
+                    heard(number)
+            return False
+        return True
 
     def hear() -> None:
-        while told := os.read(pipe, _NUMBER.size):
-            heard(_NUMBER.unpack(told)[0])
+        while catch_up():
+            select.select([pipe], [], [])
 
     threading.Thread(target=hear, name="stop", daemon=True).start()
+    return catch_up

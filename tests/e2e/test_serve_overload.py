@@ -186,7 +186,7 @@ def test_clients_that_hang_up_are_not_computed_for(service, busy):
             assert one.result().status_code == 200, one.result().text
             assert all("heads" in image for image in one.result().json()["images"])
     more = service.metric("trifocal_batch_size_count") - computed - QUEUE
-    assert more == 0 if busy else 0 <= more <= STREAMS
+    assert more == 0 if busy else 0 <= more <= STREAMS, more
 
 
 def test_keys_quota_and_origins_are_looked_at_before_the_body(bundle):

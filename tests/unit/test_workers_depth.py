@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from serving.workers import wire
+from serving.workers import stop, wire
 from serving.workers.pool import WorkerLostError
 from tests.unit.test_deployment import ask, until, with_deployment
 from tests.unit.workers import call, patient, with_pool
@@ -95,6 +95,18 @@ def test_whoever_leaves_while_waiting_ends_its_own_job_alone():
         assert lost == []
 
     with_pool(test, target=patient, depth=2)
+
+
+def test_whoever_asks_hears_at_once_of_all_that_was_told():
+    hears, tells = os.pipe()
+    heard, caught = [], []
+    catch_up = stop.listen(hears, heard.append)
+    for number in range(1, 200):
+        stop.tell(tells, number)
+        catch_up()
+        caught.append(heard[-1])
+    assert caught == heard == list(range(1, 200))
+    os.close(tells)
 
 
 def test_messages_are_taken_one_by_one_however_they_come():
