@@ -65,7 +65,7 @@ def run(pipe: Connection, settings: dict[str, Any]) -> None:
             head, data = wire.receive(own)
             # The service ends a process that hangs; where the service itself is gone, the alarm does.
             signal.alarm(int(head["seconds"]) + 2)
-            _work(own, memory, settings, head, bytes(data))
+            _work(own, memory, settings, head, data)
             signal.alarm(0)
 
 
@@ -99,9 +99,8 @@ def decode(data: bytes, head: wire.Head, memory: mmap.mmap, settings: dict[str, 
     size = (settings["size"][0], settings["size"][1])
     pixels, full = decode_bytes(data, head["name"], max(size), settings["max_pixels"], SERVED)
     frame = Letterbox.fit(full, size)
-    boxed = letterbox_image(pixels, frame)
-    slot = np.frombuffer(memory, np.uint8, boxed.nbytes, head["slot"] * boxed.nbytes)
-    slot[:] = boxed.reshape(-1)
+    count = size[0] * size[1] * 3
+    letterbox_image(pixels, frame, np.frombuffer(memory, np.uint8, count, head["slot"] * count).reshape(*size, 3))
     return {"frame": asdict(frame), **_remarks(data)}
 
 

@@ -46,7 +46,7 @@ def taken(got: bytearray) -> tuple[Head, bytes] | None:
     return found, rest
 
 
-def receive(pipe: socket.socket) -> tuple[Head, bytearray]:
+def receive(pipe: socket.socket) -> tuple[Head, bytes]:
     """The next message, blocking; raises EOFError when the other side is gone."""
     head, body = _LENGTHS.unpack(_exactly(pipe, _LENGTHS.size))
     return json.loads(_exactly(pipe, head)), _exactly(pipe, body)
@@ -57,12 +57,12 @@ def send(pipe: socket.socket, head: Head, *payload: bytes | memoryview) -> None:
     pipe.sendall(frame(head, *payload))
 
 
-def _exactly(pipe: socket.socket, length: int) -> bytearray:
-    data = bytearray(length)
-    view, at = memoryview(data), 0
-    while at < length:
-        got = pipe.recv_into(view[at:])
-        if not got:
+def _exactly(pipe: socket.socket, length: int) -> bytes:
+    parts = []
+    while length:
+        part = pipe.recv(length, socket.MSG_WAITALL)  # all at once, but for signals
+        if not part:
             raise EOFError("the service is gone")
-        at += got
-    return data
+        parts.append(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
