@@ -107,9 +107,8 @@ class Deployment:
             await self.close()
             raise
         settings = self._settings
-        self._scheduler = Scheduler(
-            self._engines.run, settings.lanes() * settings.depth(), settings.batch(), settings.batch_delay_s
-        )
+        streams, ahead = settings.lanes(), settings.lanes() * (settings.depth() - 1)
+        self._scheduler = Scheduler(self._engines.run, streams, settings.batch(), settings.batch_delay_s, ahead)
 
     async def close(self) -> None:
         """Ends the processes and returns the memory."""

@@ -40,6 +40,8 @@ class Scheduler(Generic[Work, Result]):
         streams: batches side by side.
         max_batch: most items of a batch.
         delay_s: how long a free stream waits for a fuller batch; 0 on a CPU.
+        ahead: batches handed over while all streams are busy, of what waits but for the last item: that one goes to
+            whichever stream is free first.
     """
 
     def __init__(
@@ -48,13 +50,14 @@ class Scheduler(Generic[Work, Result]):
         streams: int,
         max_batch: int,
         delay_s: float = 0.0,
+        ahead: int = 0,
     ) -> None:
         self._run, self._max_batch, self._delay_s = run, max_batch, delay_s
         self._queue: deque[_Entry[Work, Result]] = deque()
         self._idle: list[asyncio.Future[None]] = []
-        self._free = streams
+        self._ahead, self._free = ahead, streams + ahead
         self._loop = asyncio.get_running_loop()
-        self._streams = [asyncio.ensure_future(self._stream()) for _ in range(streams)]
+        self._streams = [asyncio.ensure_future(self._stream()) for _ in range(streams + ahead)]
 
     def __len__(self) -> int:
         """Items that wait and are still wanted."""
@@ -102,9 +105,13 @@ class Scheduler(Generic[Work, Result]):
                 finally:
                     self._free += 1
 
+    def _may_begin(self) -> bool:
+        """Whether something waits; while all streams are busy, whether more than one item does."""
+        return len(self._queue) > (1 if self._free <= self._ahead else 0)
+
     async def _next(self) -> list[_Entry[Work, Result]]:
         """The oldest item, and those behind it that fit into its batch; those given up meanwhile are dropped."""
-        while not self._queue:
+        while not self._may_begin():
             turn: asyncio.Future[None] = self._loop.create_future()
             self._idle.append(turn)
             await turn

@@ -9,13 +9,11 @@ import time
 
 import cv2
 import numpy as np
-import pytest
 import uvloop
 
 from pipeline.bundle import read_bundle
 from serving.deployment import Deployment, PredictOptions
 from serving.observe import Metrics
-from serving.problems import Problem
 from serving.settings import Settings
 from tests.unit.bundles import known_bundle
 
@@ -85,15 +83,14 @@ def test_the_end_waits_for_no_process_that_hangs(tmp_path):
         left = ask(deployment)
         await until(lambda: not deployment._engines.streams.idle)
         left.cancel()
-        ahead = ask(deployment)
+        stayed = [ask(deployment) for _ in range(2)]
         await until(lambda: deployment._engines.streams.workers[0].jobs == 2)
-        queued = ask(deployment)
         await until(lambda: len(deployment._scheduler) == 1)
         begun = time.monotonic()
         await deployment.close()
-        for stayed, told in ((ahead, "stopped while"), (queued, "stopped before")):
-            with pytest.raises(Problem, match=told):
-                await stayed
+        told = sorted(str(found) for found in await asyncio.gather(*stayed, return_exceptions=True))
+        assert ["stopped before" in one or "stopped while" in one for one in told] == [True, True]
+        assert told[0] != told[1]
         assert time.monotonic() - begun < 10
         assert deployment._slab.free == deployment._slab.count
 

@@ -231,9 +231,32 @@ async def test_a_delay_gathers_a_fuller_batch(engine, scheduler):
     assert engine.batches == [[1, 2, 3]]
 
 
+@drive
+async def test_what_is_handed_over_ahead_leaves_one_item_for_whoever_is_free_first(engine, scheduler):
+    queue = scheduler(2, 1, ahead=2)
+    submit(queue, 1, 2, 3)
+    await settle()
+    assert engine.batches == [[1], [2]]
+    submit(queue, 4)
+    await settle()
+    assert engine.batches == [[1], [2], [3]]  # behind one of the two, while 4 is left
+    submit(queue, 5, 6)
+    await settle()
+    assert engine.batches == [[1], [2], [3], [4]]
+    for index, begun in ((1, 5), (0, 5), (2, 5), (3, 6)):  # the last item stays until a stream is free
+        await engine.release(index)
+        assert len(engine.batches) == begun
+    assert engine.batches[4:] == [[5], [6]]
+
+
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans()), max_size=40), st.integers(1, 3), st.integers(1, 5))
-def test_everyone_who_stays_is_answered_once_rightly(arrivals, streams, max_batch):
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.booleans()), max_size=40),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(0, 3),
+)
+def test_everyone_who_stays_is_answered_once_rightly(arrivals, streams, max_batch, ahead):
     async def body():
         seen: list[int] = []
 
@@ -244,7 +267,7 @@ def test_everyone_who_stays_is_answered_once_rightly(arrivals, streams, max_batc
             seen.extend(items)
             return [2 * item for item in items]
 
-        queue = Scheduler(run, streams, max_batch)
+        queue = Scheduler(run, streams, max_batch, ahead=ahead)
         tasks = []
         for item, (key, _) in enumerate(arrivals):
             tasks += submit(queue, item, key=key)
