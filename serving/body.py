@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +87,7 @@ class FormReader:
         max_images: most pictures of a request.
 
     Raises:
-        Problem: multipart without a boundary.
+        Problem: multipart without a boundary, or with one that is too long.
     """
 
     def __init__(self, content_type: str, max_images: int) -> None:
@@ -98,7 +99,8 @@ class FormReader:
             boundary = options.get(b"boundary")
             if not boundary:
                 raise Problem("bad-request", "multipart/form-data without a boundary in Content-Type")
-            self._parser = MultipartParser(boundary, self._collector.callbacks())  # type: ignore[arg-type]  # its names are Literals
+            with _broken():
+                self._parser = MultipartParser(boundary, self._collector.callbacks())  # type: ignore[arg-type]  # its names are Literals
 
     @property
     def so_far(self) -> Form:
@@ -110,22 +112,27 @@ class FormReader:
         if self._parser is None:
             self._parts.append(part)
             return
-        try:
+        with _broken():
             self._parser.write(part)
-        except FormParserError as error:
-            raise Problem("bad-request", f"the multipart body is broken: {error}") from error
 
     def end(self) -> Form:
         """Everything, when all of it has come; raises Problem where it breaks off."""
         if self._parser is None:
             return Form([Upload("body", b"".join(self._parts))])
-        try:
+        with _broken():
             self._parser.finalize()
-        except FormParserError as error:
-            raise Problem("bad-request", f"the multipart body is broken: {error}") from error
         if not self._collector.ended:
             raise Problem("bad-request", "the multipart body breaks off before its last boundary")
         return self.so_far
+
+
+@contextlib.contextmanager
+def _broken() -> Iterator[None]:
+    """Says of the parser's errors what they are of."""
+    try:
+        yield
+    except FormParserError as error:
+        raise Problem("bad-request", f"the multipart body is broken: {error}") from error
 
 
 class _Collector:

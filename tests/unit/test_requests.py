@@ -273,17 +273,19 @@ async def test_readiness_ends_when_the_drain_begins_and_work_goes_on():
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("boundary", "body", "told"),
     [
-        (b"--b\r\n", "breaks off"),
-        (b"nothing of the kind", "broken"),
-        (b'--b\r\nContent-Disposition: form-data; name="heads"\r\n\r\nx\r\n--b--\r\n', "no picture"),
+        ("b", b"--b\r\n", "breaks off"),
+        ("b", b"nothing of the kind", "broken"),
+        ("b", b'--b\r\nContent-Disposition: form-data; name="heads"\r\n\r\nx\r\n--b--\r\n', "no picture"),
+        ("b" * 300, b"--b\r\n", "300 exceeds"),
+        ("", b"--b\r\n", "without a boundary"),
     ],
 )
-def test_broken_multipart_is_told(body, told):
+def test_broken_multipart_is_told(boundary, body, told):
     @in_loop
     async def test():
-        headers = [("Content-Type", "multipart/form-data; boundary=b")]
+        headers = [("Content-Type", f"multipart/form-data; boundary={boundary}")]
         answer = await World().request(body, headers=headers).answer()
         assert answer.status == 400
         assert told in answer.json["detail"]
