@@ -72,13 +72,6 @@ async def read_body(request: Request, limit: int, timeout_s: float, ticket: Tick
     return b"".join(parts)
 
 
-def parse_form(body: bytes, content_type: str, max_images: int) -> Form:
-    """Multipart uploads and fields, or the body itself as the one picture; raises Problem."""
-    reader = FormReader(content_type, max_images)
-    reader.feed(body)
-    return reader.end()
-
-
 class FormReader:
     """A body taken apart while it comes: multipart uploads and fields, or the body itself as the one picture.
 

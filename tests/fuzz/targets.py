@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import ImageError
-from serving.body import parse_form
+from serving.body import Form, FormReader
 from serving.oip import ANSWERS, Tensor, parse_inference, write_response
 from serving.problems import Problem
 from serving.workers.decoder import decode
@@ -72,15 +72,34 @@ def v2(data: bytes) -> None:
 
 
 def form(data: bytes) -> None:
-    """A multipart body: uploads and fields, or a Problem. Its first line is the Content-Type."""
+    """A multipart body: uploads and fields, or a Problem. Its first line is the Content-Type.
+
+    In pieces it is the same, or a Problem: of text ahead of the first boundary the parser is not of one mind.
+    """
     kind, _, body = data.partition(b"\n")
+    whole, pieces = (_formed(kind.decode("latin-1"), parts) for parts in ([body], _pieces(body)))
+    if whole is None:
+        return
+    assert pieces in (whole, None)
+    assert len(whole.uploads) <= 3
+    assert sum(len(upload.data) for upload in whole.uploads) <= len(body)
+
+
+def _pieces(body: bytes) -> list[bytes]:
+    size = 1 + len(body) % 61
+    return [body[at : at + size] for at in range(0, len(body), size)]
+
+
+def _formed(kind: str, parts: list[bytes]) -> Form | None:
+    """The form; None where a Problem refuses it."""
     try:
-        found = parse_form(body, kind.decode("latin-1"), 3)
+        reader = FormReader(kind, 3)
+        for part in parts:
+            reader.feed(part)
+        return reader.end()
     except Problem as problem:
         json.loads(problem.encode("id"))
-        return
-    assert len(found.uploads) <= 3
-    assert sum(len(upload.data) for upload in found.uploads) <= len(body)
+        return None
 
 
 def decoder_seeds() -> Iterator[bytes]:
