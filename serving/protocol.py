@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
@@ -25,7 +25,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """Closes a connection whose next head does not come whole in time or has no end; refuses by the head alone.
 
     What `turn_away` refuses is answered before its body is read and without a task. The rest of its body is read and
-    thrown away: a connection closed on unread bytes is reset, and its client would lose the answer.
+    thrown away: a connection closed on unread bytes is reset, and its client would lose the answer. So is the rest of one
+    that the application answers before it has come.
     """
 
     header_timeout_s = 10.0
@@ -109,7 +110,7 @@ class LimitedProtocol(HttpToolsProtocol):
         # Refusing a queue of pipelined requests here would recurse: only the last of them is.
         response = None if self.pipeline else self.turn_away(cycle.scope)
         if response is None:
-            _join_writes(cycle)
+            _join_writes(cycle, self._closes_later)
             super()._start_asgi_task(cycle, app)
         else:
             self._refuse(cycle, response)
@@ -130,6 +131,15 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self._leaving:
             self.transport.close()
 
+    def _closes_later(self) -> bool:
+        """Whether a connection that is to be closed is first read to the body's end, which is thrown away."""
+        if self.cycle is None or not self.cycle.more_body or self.transport.is_closing():
+            return False
+        self._leaving = True
+        if self._timer is None:
+            self._wait_at_most(self.body_timeout_s)
+        return True
+
     def _wait_at_most(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self.transport.close)
 
@@ -144,10 +154,11 @@ class JoinedWrites:
 
     Args:
         transport: the connection's. What is written first, but for `100 Continue`, is the head.
+        closes_later: asked where it is to be closed: whether somebody else sees to that.
     """
 
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
+    def __init__(self, transport: Any, closes_later: Callable[[], bool] = lambda: False) -> None:
+        self._transport, self._closes_later = transport, closes_later
         self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
@@ -170,16 +181,17 @@ class JoinedWrites:
     def close(self) -> None:
         """Sends a head that still waits, and closes."""
         self.flush()
-        self._transport.close()
+        if not self._closes_later():
+            self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the transport's own."""
         return getattr(self._transport, name)
 
 
-def _join_writes(cycle: Any) -> None:
+def _join_writes(cycle: Any, closes_later: Callable[[], bool] = lambda: False) -> None:
     """Has uvicorn's cycle send its answer's head with the body; all is sent when it says that the answer is whole."""
-    joined, answered = JoinedWrites(cycle.transport), cycle.on_response
+    joined, answered = JoinedWrites(cycle.transport, closes_later), cycle.on_response
 
     def flushed() -> None:
         joined.flush()

@@ -66,12 +66,13 @@ async def predict(request: Request) -> Response:
             if not form.uploads:
                 raise Problem("bad-request", "there is no picture in the request; send a file, or one as the body")
             options, picture = _options(request, form, model)
-            ticket.take_items(len(form.uploads) - ticket.items)
             service.traces.note(model_version=model.version, pictures=len(form.uploads))
             work = _all(model, form.uploads, early.all(form.uploads, options), picture, begun, deadline_s)
             answered = await unless_gone(request, work)
         finally:
             early.cancel()
+        for found in answered:
+            service.metrics.images.labels(found.kind if isinstance(found, Problem) else "answered").inc()
         response = _respond(request, model, form.uploads, answered, begun)
         service.metrics.stage("total", time.perf_counter() - begun)
         return response
@@ -199,12 +200,9 @@ async def _one(service: Service, model: Deployment, upload: Upload, options: Pre
     """One picture's answer, or what is wrong with it."""
     try:
         _require_size(upload, service.settings.max_image)
-        answer = await model.predict(upload.data, upload.name, options)
+        return await model.predict(upload.data, upload.name, options)
     except Problem as problem:
-        service.metrics.images.labels(problem.kind).inc()
         return problem
-    service.metrics.images.labels("answered").inc()
-    return answer
 
 
 def _require_size(upload: Upload, limit: int) -> None:

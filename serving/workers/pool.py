@@ -221,7 +221,7 @@ class WorkerPool:
         try:
             launched = await launch(self.target, self.settings, self._descriptor)
         except OSError as error:
-            raise self._no_start() from error
+            raise self._no_start(f": {error}") from error
         if self._closed:
             launched.undo()
             raise ServeError(f"the {self.kind}s were stopped")
@@ -251,5 +251,5 @@ class WorkerPool:
         worker.link.lost = partial(self._idle_lost, worker)
         return worker
 
-    def _no_start(self) -> ServeError:
-        return ServeError(f"a {self.kind} process did not start; run with --engine onnxruntime, or see the log")
+    def _no_start(self, why: str = "") -> ServeError:
+        return ServeError(f"a {self.kind} process did not start{why}; run with --engine onnxruntime, or see the log")

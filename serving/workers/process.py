@@ -100,14 +100,16 @@ async def launch(target: Target, settings: dict[str, Any], descriptor: int) -> L
     handed = Connection(theirs.detach())
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=target, args=(handed, settings), daemon=True)
-    await asyncio.to_thread(process.start)
-    handed.close()
     try:
+        await asyncio.to_thread(process.start)
         return Launched(process, ours, _hand_over(ours, descriptor))
     except OSError:
         ours.close()
-        process.kill()
+        if process.pid is not None:
+            process.kill()
         raise
+    finally:
+        handed.close()
 
 
 def _hand_over(ours: socket.socket, descriptor: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import time
+import urllib.error
+import urllib.request
 
 import cv2
 import numpy as np
@@ -75,6 +77,21 @@ def test_the_first_pictures_are_computed_while_the_last_are_still_sent(service):
     plain = [[{**image, "milliseconds": None} for image in one.json()["images"]] for one in (answer, at_once)]
     assert plain[0] == plain[1]
     assert len(plain[0]) == 3
+
+
+def test_a_form_that_is_refused_in_its_middle_is_answered_though_the_rest_is_still_sent(service):
+    field = b'--edge\r\nContent-Disposition: form-data; name="treshold"\r\n\r\n1\r\n'
+    file = b'--edge\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n%s\r\n'
+    body = field + file % picture() + file % bytes(8_000_000) + b"--edge--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+    for _ in range(3):
+        # This client asks for the connection's end, and reads nothing before all is sent.
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(service.url + "/predict", body, headers), timeout=20)
+        assert refused.value.code == 400
+        assert b"treshold" in refused.value.read()
+        answer = service.client.post("/predict", content=body, headers=headers)
+        assert answer.status_code == 400
 
 
 def test_a_bad_picture_alone_is_a_problem_document(service):

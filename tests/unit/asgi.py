@@ -97,6 +97,12 @@ class Exchange:
         return json.loads(self.body)
 
 
+def metric(world, name):
+    """One sample of the world's metrics by the start of its line; 0 where it is absent."""
+    lines = world.service.metrics.expose().decode().splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+
+
 async def settle():
     for _ in range(50):
         await asyncio.sleep(0)

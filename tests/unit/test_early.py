@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.asgi import World, in_loop, settle
+from tests.unit.asgi import World, in_loop, metric, settle
 
 KIND = ("Content-Type", "multipart/form-data; boundary=edge")
 END = b"--edge--\r\n"
@@ -73,6 +73,37 @@ async def test_a_field_behind_pictures_has_them_begun_anew():
     assert (await exchange.answer()).status == 200
     assert world.model.begun == [b"a", b"a"]
     assert [one.threshold for one in world.model.wanted] == [None, 0.25]
+    assert world.model.admission.items == 0
+
+
+@in_loop
+async def test_a_field_between_pictures_counts_for_those_behind_it_at_once():
+    world = World()
+    exchange = send(
+        world, file(b"a") + EDGE, PAUSE, field("threshold", "0.25").removeprefix(EDGE) + file(b"b") + EDGE, PAUSE,
+        file(b"c").removeprefix(EDGE) + END,
+    )  # fmt: skip
+    await until(lambda: len(world.model.begun) == 4)
+    world.model.gate.set()
+    assert (await exchange.answer()).status == 200
+    assert (world.model.begun, world.model.given_up) == ([b"a", b"a", b"b", b"c"], [b"a"])
+    assert [one.threshold for one in world.model.wanted] == [None, 0.25, 0.25, 0.25]
+    assert metric(world, 'trifocal_images_total{outcome="answered"}') == 3
+
+
+@in_loop
+async def test_pictures_that_are_done_keep_nobody_out_while_the_rest_is_sent():
+    world = World(queue_items=2)
+    world.model.gate.set()
+    begun = b"".join(file(name) for name in (b"a", b"b"))
+    exchange = send(world, begun + EDGE, 1.0, file(b"c").removeprefix(EDGE) + END)
+    await until(lambda: len(world.model.begun) == 2)
+    await settle()
+    assert world.model.admission.items == 0
+    other = await world.request(b"other").answer()
+    assert other.status == 200
+    assert exchange.parts  # the rest is still to come
+    assert len((await exchange.answer()).json["images"]) == 3
     assert world.model.admission.items == 0
 
 

@@ -10,12 +10,7 @@ import pytest
 
 from serving.problems import Problem
 from serving.routes.predict import unless_gone
-from tests.unit.asgi import World, in_loop, settle
-
-
-def metric(world, name):
-    lines = world.service.metrics.expose().decode().splitlines()
-    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+from tests.unit.asgi import World, in_loop, metric, settle
 
 
 @in_loop

@@ -109,15 +109,19 @@ def test_whoever_asks_hears_at_once_of_all_that_was_told():
     os.close(tells)
 
 
-def test_messages_are_taken_one_by_one_however_they_come():
-    got = bytearray()
-    for byte in wire.frame({"a": 1}, b"xyz") + wire.frame({"b": 2}):
-        assert wire.taken(bytearray(got[: len(got) // 2])) is None
-        got.append(byte)
-    assert wire.taken(got) == ({"a": 1}, b"xyz")
-    assert wire.taken(got) == ({"b": 2}, b"")
-    assert wire.taken(got) is None
-    assert got == b""
+def test_messages_are_taken_whole_however_they_come():
+    first, second = wire.frame({"a": 1}, b"xyz"), wire.frame({"b": 2})
+    wanted = [({"a": 1}, b"xyz"), ({"b": 2}, b"")]
+    for cut in range(len(first + second) + 1):
+        got = bytearray((first + second)[:cut])
+        taken = []
+        while (found := wire.taken(got)) is not None:
+            taken.append(found)
+        assert taken == wanted[: (cut >= len(first)) + (cut == len(first + second))]
+        got += (first + second)[cut:]
+        while (found := wire.taken(got)) is not None:
+            taken.append(found)
+        assert (taken, got) == (wanted, b"")
 
 
 def test_a_picture_that_waits_in_the_engine_is_left_out_when_its_client_leaves(tmp_path):
