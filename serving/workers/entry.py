@@ -18,6 +18,10 @@ IDLE_S = 10.0
 """Seconds after which a process is idle: the first picture after that pays for fetching the memory again."""
 
 
+NICER = 3
+"""Steps by which workers give way to the service itself, which must refuse and hand on at once while all cores are busy."""
+
+
 def settle() -> None:
     """Returns memory that loading took and that nobody uses any more; does nothing without glibc."""
     gc.collect()
@@ -54,6 +58,7 @@ def enter(pipe: Connection, kind: str) -> tuple[socket.socket, list[int]]:
 
     The service alone decides when a worker ends, by closing the pipe: signals to the whole group pass it by.
     """
+    os.nice(NICER)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):

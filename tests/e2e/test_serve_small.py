@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.workers.entry import IDLE_S
+from serving.workers.entry import IDLE_S, NICER
 from tests.e2e.services import ROOT, Running, picture
 from tests.unit.bundles import known_bundle
 
@@ -35,6 +35,11 @@ def everyone(service):
 def test_start_and_first_answers_take_little_processor_time(service):
     spent = sum(sum(process.cpu_times()[:2]) for process in everyone(service))
     assert spent < 3.0  # 1.4 s where nothing else runs
+
+
+def test_workers_give_way_to_the_process_that_refuses_and_hands_on(service):
+    own = psutil.Process(service.process.pid).nice()
+    assert {process.nice() for kind in ("decoder", "engine") for process in service.family(kind)} == {own + NICER}
 
 
 def idle_share(service, seconds=2.0):
