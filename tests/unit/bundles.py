@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.bundle import HeadSpec, InputSpec, Manifest
+from pipeline.bundle import Bundle, HeadSpec, InputSpec, Manifest, read_bundle
 from pipeline.export.folder import describe_file, finish, write_manifest, writing
+from serving.engines import registry
 
 HEADS = {
     "colour": HeadSpec("classes", ("red", "green", "blue"), ("colour.probabilities",), 0.5),
@@ -94,3 +95,19 @@ def known_bundle(
         write_manifest(part, replace(manifest, files=files))
         finish(part, target)
     return target
+
+
+def proven_bundle(folder) -> Bundle:
+    """The known bundle with a self-test of two pictures and right answers."""
+    found = read_bundle(known_bundle(folder))
+    images = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in ((200, 10, 10), (10, 10, 200))])
+    answers = registry.load_engine(found, "onnxruntime").infer(images)
+    return with_selftest(found, images, answers)
+
+
+def with_selftest(bundle: Bundle, images, answers, checks=None) -> Bundle:
+    """That bundle with other pictures and answers for its self-test."""
+    np.savez_compressed(bundle.path / "selftest.npz", images=images, **answers)
+    files = {**bundle.manifest.files, "selftest.npz": describe_file(bundle.path / "selftest.npz", "selftest")}
+    write_manifest(bundle.path, replace(bundle.manifest, files=files, checks=checks or {}))
+    return read_bundle(bundle.path)

@@ -21,25 +21,14 @@ from serving.engines import choose as choosing
 from serving.engines import registry
 from serving.engines.base import grey
 from serving.engines.compare import TOLERANCES, differences, raw_failures, read_selftest, selftest
-from tests.unit.bundles import HEADS, known_bundle, known_graph
+from tests.unit.bundles import HEADS, known_bundle, known_graph, proven_bundle, with_selftest
 
 LOCAL = [spec for spec in ("onnxruntime:fp32", "openvino:fp32") if importlib.util.find_spec(spec.partition(":")[0])]
 
 
 @pytest.fixture
 def bundle(tmp_path) -> Bundle:
-    """The known bundle with a self-test of two pictures and right answers."""
-    found = read_bundle(known_bundle(tmp_path / "bundle"))
-    images = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in ((200, 10, 10), (10, 10, 200))])
-    answers = registry.load_engine(found, "onnxruntime").infer(images)
-    return with_selftest(found, images, answers)
-
-
-def with_selftest(bundle: Bundle, images, answers, checks=None) -> Bundle:
-    np.savez_compressed(bundle.path / "selftest.npz", images=images, **answers)
-    files = {**bundle.manifest.files, "selftest.npz": describe_file(bundle.path / "selftest.npz", "selftest")}
-    write_manifest(bundle.path, replace(bundle.manifest, files=files, checks=checks or {}))
-    return read_bundle(bundle.path)
+    return proven_bundle(tmp_path / "bundle")
 
 
 def test_a_cancelled_call_ends_and_the_next_one_answers(bundle):
@@ -239,79 +228,6 @@ def test_the_selftest_tells_a_wrong_engine(bundle):
     assert line.startswith("colour.probabilities differs by 0.5")
 
 
-def test_auto_takes_the_fastest_that_passes_and_remembers_it(bundle, tmp_path, monkeypatch):
-    cache = tmp_path / "cache" / "engines.json"
-    speeds = iter([5.0, 2.0])
-    monkeypatch.setattr(choosing, "usable_specs", lambda _: ["onnxruntime:fp32", "openvino:fp32", "openvino:bf16"])
-    monkeypatch.setattr(choosing, "measure", lambda *_: next(speeds))
-    monkeypatch.setattr(choosing, "load_engine", lambda found, *_: registry.load_engine(found, "onnxruntime"))
-    choice, _ = choosing.choose(bundle, cache=cache)
-    assert choice.spec == "openvino:fp32"
-    assert choice.left_out == {"openvino:bf16": "its metrics were not measured at export"}
-    assert "openvino:fp32 2.0 ms, onnxruntime:fp32 5.0 ms; openvino:bf16 left out" in choice.describe()
-    assert choosing.Choice("onnxruntime:fp32").describe() == "engine onnxruntime:fp32"  # named, not measured
-    again, _ = choosing.choose(bundle, cache=cache)  # nothing is left to measure with
-    assert again.cached
-    assert again.spec == choice.spec
-    cache.write_text("{")  # a broken cache is measured anew
-    speeds = iter([1.0, 2.0])
-    assert choosing.choose(bundle, cache=cache)[0].spec == "onnxruntime:fp32"
-
-
-def test_auto_skips_what_did_not_pass_and_says_when_nothing_does(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(choosing, "usable_specs", lambda _: ["onnxruntime:fp32"])
-    images = grey(2, (32, 32))
-    wrong = registry.load_engine(bundle, "onnxruntime").infer(images)
-    wrong["things.scores"] = wrong["things.scores"] / 3
-    broken = with_selftest(bundle, images, wrong)
-    with pytest.raises(EngineError, match=r"no engine answers bundle .* rightly .*things.scores differs"):
-        choosing.choose(broken, cache=tmp_path / "engines.json")
-    failed = with_selftest(bundle, images, wrong, {"onnxruntime:fp32": {"passed": False, "metrics": {}}})
-    with pytest.raises(EngineError, match="did not pass at export"):
-        choosing.choose(failed, cache=tmp_path / "engines.json")
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(bundle, tmp_path):
-    (tmp_path / "file").write_text("")
-    choice, engine = choosing.choose(bundle, cache=tmp_path / "file" / "engines.json", seconds=0)
-    assert choice.spec in choice.milliseconds
-    assert choice.spec.partition(":")[0] == engine.report().name
-
-
-def test_another_machine_or_bundle_is_another_choice(bundle, tmp_path, monkeypatch):
-    key = choosing.machine_key(bundle, None, 1)
-    assert key == choosing.machine_key(read_bundle(bundle.path), None, 1)
-    assert key != choosing.machine_key(bundle, 1, 1)
-    monkeypatch.setattr(choosing, "usable_cores", lambda: 64)
-    assert key != choosing.machine_key(bundle, None, 1)
-
-
-def test_a_gpu_or_other_proofs_are_another_choice_too(bundle, monkeypatch):
-    key = choosing.machine_key(bundle, None, 1)
-    monkeypatch.setattr(choosing, "_gpus", lambda: ["Model: one"])
-    assert key != (other := choosing.machine_key(bundle, None, 1))
-    checks = {"onnxruntime:fp32": {"passed": False}}
-    assert other != choosing.machine_key(replace(bundle, manifest=replace(bundle.manifest, checks=checks)), None, 1)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"spec": "openvyno:fp32", "milliseconds": {}, "left_out": {}},
-        {"spec": "onnxruntime:int8", "milliseconds": {"onnxruntime:int8": 1}, "left_out": {}},
-        {"spec": "onnxruntime:fp32", "milliseconds": {"onnxruntime:fp32": "fast"}, "left_out": {}},
-        {"spec": "onnxruntime:fp32", "milliseconds": [], "left_out": []},
-        7,
-    ],
-)
-def test_a_cache_that_someone_spoilt_is_measured_anew(bundle, tmp_path, entry):
-    cache = tmp_path / "engines.json"
-    cache.write_text(json.dumps({choosing.machine_key(bundle, None, 1): entry}))
-    choice, _ = choosing.choose(bundle, cache=cache, seconds=0)
-    assert not choice.cached
-    assert choice.describe()
-
-
 def test_a_selftest_of_other_heads_is_told(bundle):
     images = grey(2, (32, 32))
     found = registry.load_engine(bundle, "onnxruntime").infer(images)
@@ -324,23 +240,6 @@ def test_a_selftest_of_other_heads_is_told(bundle):
     write_manifest(other.path, replace(other.manifest, files=files))
     with pytest.raises(BundleError, match=r"selftest.npz is no self-test \('images'\)"):
         selftest(read_bundle(other.path), registry.load_engine(other, "onnxruntime"))
-
-
-def test_cores_follow_the_containers_quota(tmp_path, monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.setattr(Path, "read_text", lambda self: "150000 100000")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
-    assert registry.usable_cores() == 2
-    monkeypatch.setattr(Path, "read_text", lambda self: "max 100000")
-    assert registry.usable_cores() == 16
-
-
-def test_the_cache_is_plain_json(bundle, tmp_path):
-    cache = tmp_path / "engines.json"
-    choosing.choose(bundle, cache=cache, seconds=0)
-    ((_, entry),) = json.loads(cache.read_text()).items()
-    assert entry["spec"] in entry["milliseconds"]
 
 
 def test_a_selftest_that_cannot_be_used_is_one_line(bundle):

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import EngineError, ServeError
 from serving.workers import decoder, wire
-from serving.workers.entry import enter
 from serving.workers.link import Link
 from serving.workers.pool import WorkerLostError
 from serving.workers.slab import Slab
-from tests.unit.workers import call, patient, with_pool
+from tests.unit.workers import call, hasty, patient, with_pool
 
 
 def test_a_call_brings_its_bytes_back():
@@ -50,23 +49,6 @@ def test_a_job_that_nobody_waits_for_is_ended_and_no_other():
         assert lost == []
 
     with_pool(test, target=patient)
-
-
-def hasty(pipe, settings):
-    """Says what it was told to say in place of an answer."""
-    own, _ = enter(pipe, "test")
-    wire.send(own, {"ready": True})
-    while True:
-        try:
-            head, data = wire.receive(own)
-        except EOFError:
-            return
-        if head["do"] == "raw":
-            own.sendall(data)
-        else:
-            wire.send(own, {"pid": os.getpid()})
-        if head["do"] == "last":
-            os._exit(1)
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])

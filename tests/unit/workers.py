@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import time
@@ -17,6 +18,13 @@ from serving.workers.slab import Slab
 PAUSES = {"hang": 600.0, "pause": 0.4}
 
 
+def jobs(own):
+    """What the service asks for, until it is gone."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield wire.receive(own)
+
+
 def obedient(pipe, settings):
     """Does as it is told: dies, hangs, or says who it is."""
     own, _ = enter(pipe, "test")
@@ -26,11 +34,7 @@ def obedient(pipe, settings):
     if settings.get("die"):
         os._exit(3)
     wire.send(own, {"ready": True})
-    while True:
-        try:
-            head, data = wire.receive(own)
-        except EOFError:
-            return
+    for head, data in jobs(own):
         if head["do"] == "die":
             os._exit(3)
         if head["do"] in PAUSES:
@@ -44,12 +48,21 @@ def patient(pipe, settings):
     told = queue.SimpleQueue()
     stop.listen(ends, told.put)
     wire.send(own, {"ready": True})
-    while True:
-        try:
-            head, _ = wire.receive(own)
-        except EOFError:
-            return
+    for head, _ in jobs(own):
         wire.send(own, {"number": head["number"], "told": told.get() if head["do"] == "wait" else None})
+
+
+def hasty(pipe, settings):
+    """Says what it was told to say in place of an answer."""
+    own, _ = enter(pipe, "test")
+    wire.send(own, {"ready": True})
+    for head, data in jobs(own):
+        if head["do"] == "raw":
+            own.sendall(data)
+        else:
+            wire.send(own, {"pid": os.getpid()})
+        if head["do"] == "last":
+            os._exit(1)
 
 
 def with_pool(test, target=obedient, count=1, depth=1, **settings):
